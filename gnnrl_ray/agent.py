@@ -1,0 +1,129 @@
+"""Lets the DDPG agent search: objective, run directory -> episodes, checkpoints, events."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from tensorboardX import SummaryWriter
+
+from gnnrl_ray.ddpg import DDPG, DDPGConfig
+from gnnrl_ray.env import PruningEnv
+from gnnrl_ray.objective import Objective, Outcome
+from gnnrl_ray.run import Run
+
+_CHECKPOINT_EVERY = 10
+# One gradient step for each layer that AMC visits would be one for each group; an episode
+# here is only a step or two, and costs far more than they do.
+_AGENT = {"updates_per_step": 32, "gamma": 1.0}
+
+
+class _Held:
+    """Hands an objective to environments without copying it into every configuration.
+
+    Remote environments fetch it from Ray's object store; a local one gets the thing
+    itself. A pickled copy (configurations end up in checkpoints) holds no local objective.
+    """
+
+    def __init__(self, objective: Objective, remote: bool, device: str) -> None:
+        self._value = ray.put(objective) if remote else objective
+        self._device = device if remote else None
+
+    def __call__(self) -> Objective:
+        if self._device is None:
+            return self._value
+        return ray.get(self._value).to(self._device)
+
+    def __deepcopy__(self, memo: dict) -> "_Held":
+        return self
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ if self._device else {}
+
+
+def run_agent(
+    objective: Objective,
+    run: Run,
+    record: Callable[[int, Outcome], None],
+    gpus_per_env_runner: float = 0.0,
+) -> None:
+    """Run the episodes that ``run`` still lacks, from its newest checkpoint on.
+
+    Args:
+        objective: scores the candidates.
+        run: its settings say how; checkpoints and TensorBoard events go to its folder.
+        record: called with the number and the outcome of every episode that has one.
+        gpus_per_env_runner: share of a GPU for each actor.
+    """
+    settings = run.settings
+    started_here = not ray.is_initialized()
+    if started_here:
+        ray.init(include_dashboard=False, logging_level="error", log_to_driver=False)
+    remote = settings["env_runners"] > 0
+    device = "cuda" if gpus_per_env_runner else "cpu"
+    config = (
+        DDPGConfig()
+        .environment(
+            PruningEnv,
+            env_config={
+                "objective": _Held(objective, remote, device),
+                "fit": settings["fit"],
+                "on_timeout": settings["on_timeout"],
+                "max_steps": settings["max_steps"],
+            },
+        )
+        .env_runners(
+            num_env_runners=settings["env_runners"],
+            num_gpus_per_env_runner=gpus_per_env_runner,
+        )
+        .training(**_AGENT | settings["agent"])
+        .debugging(seed=settings["seed"], log_level="ERROR")
+    )
+    algorithm = config.build_algo()
+    try:
+        with SummaryWriter(str(run.folder / "events")) as events:
+            _run_episodes(algorithm, run, record, events)
+    finally:
+        algorithm.stop()
+        if started_here:
+            ray.shutdown()
+
+
+def _run_episodes(
+    algorithm: DDPG, run: Run, record: Callable, events: SummaryWriter
+) -> None:
+    checkpoint = run.folder / "checkpoint"
+    if checkpoint.exists():
+        algorithm.restore_from_path(checkpoint.resolve())
+
+    def on_episode(index: int, episode: SingleAgentEpisode) -> None:
+        outcome: Outcome | None = episode.get_infos(-1).get("outcome")
+        if outcome is None:  # timed out, with the penalty
+            return
+        record(index, outcome)
+        best = run.journal.best()
+        events.add_scalar("accuracy", outcome.accuracy, index)
+        events.add_scalar("best_accuracy", best[1].accuracy, index)
+        events.add_scalar("macs", outcome.macs, index)
+        events.add_scalar("steps", len(episode), index)
+
+    algorithm.on_episode = on_episode
+    saved = algorithm.episodes_done
+    try:
+        while algorithm.episodes_done < run.settings["episodes"]:
+            algorithm.train()
+            if algorithm.episodes_done - saved >= _CHECKPOINT_EVERY:
+                _save(algorithm, checkpoint)
+                saved = algorithm.episodes_done
+    finally:
+        _save(algorithm, checkpoint)
+
+
+def _save(algorithm: DDPG, checkpoint: Path) -> None:
+    """Replace the checkpoint; there is a whole one at any moment."""
+    partial = checkpoint.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    algorithm.save_to_path(partial.resolve())
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    partial.rename(checkpoint)

@@ -1,0 +1,1 @@
+"""Methods to compare with; nothing but the search knows of them."""

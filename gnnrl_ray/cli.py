@@ -1,0 +1,376 @@
+"""The command ``gnnrl-ray``."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import nn
+
+from gnnrl_ray.costs import Costs
+from gnnrl_ray.data import VALIDATIONS, Data, load_data
+from gnnrl_ray.finetuning import finetune
+from gnnrl_ray.graph import HierarchicalGraph
+from gnnrl_ray.groups import trace
+from gnnrl_ray.journal import JournalError
+from gnnrl_ray.objective import Outcome
+from gnnrl_ray.pruner import IMPORTANCES
+from gnnrl_ray.report import (
+    draw_search,
+    groups_table,
+    measure,
+    measures_table,
+    motifs_table,
+)
+from gnnrl_ray.run import Run, load_pruned
+from gnnrl_ray.search import METHODS, search
+from gnnrl_ray.training import TrainingError, steps_per_epoch, train
+from gnnrl_ray.zoo import NETWORKS, build_network, load_network
+from gnnrl_ray.zoo.weights import WeightsError, save_weights, weights_path
+
+app = typer.Typer(
+    help="Find how many channels each layer of a CNN keeps, and remove the others.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+# The embedded data set, small enough to train a network and its winner on the spot.
+_EMBEDDED, _EMBEDDED_EPOCHS = "digits", 20
+
+NetworkOption = Annotated[str, typer.Option(help=f"One of: {', '.join(NETWORKS)}.")]
+DatasetOption = Annotated[str, typer.Option(help="digits (embedded) or cifar10.")]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of cifar10.npz; default: data/ in $GNNRL_HOME or cache."),
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(help="State dict of the dense network (.th, .pt or .safetensors)."),
+]
+ValidationOption = Annotated[
+    str,
+    typer.Option(
+        help=f"{' or '.join(VALIDATIONS)}: where validation images are taken from. "
+        "test-5k is the paper's protocol; what is left of the test set is the holdout."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu or cuda:N; default: a GPU if there is one.")
+]
+RunArgument = Annotated[Path, typer.Argument(help="Run directory of a search.")]
+
+
+@contextlib.contextmanager
+def _progress(title: str, total: int, every: int) -> Iterator[Callable[[int, str], None]]:
+    """Show a bar on a terminal, else a line every ``every`` steps."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=total, note="")
+
+        def advance(done: int, note: str) -> None:
+            bar.update(task, completed=done, note=note)
+            if not console.is_terminal and (done % every == 0 or done == total):
+                console.print(f"{title} {done}/{total} {note}")
+
+        yield advance
+
+
+def _base_network(name: str, data: Data, weights: Path | None) -> nn.Module:
+    """Load the dense network; on the embedded data set, train it the first time."""
+    path = weights_path(name, data.name)
+    if weights or data.name != _EMBEDDED or path.is_file():
+        return load_network(name, data.name, weights=weights, num_classes=data.classes)
+    torch.manual_seed(0)
+    network = build_network(name, data.classes)
+    _train_shown(f"training {name} on {data.name}", network, data)
+    save_weights(network, path)
+    return network
+
+
+def _train_shown(title: str, network: nn.Module, data: Data) -> None:
+    steps = _EMBEDDED_EPOCHS * steps_per_epoch(data.train)
+    with _progress(title, steps, 40) as advance:
+        train(
+            network,
+            data.train,
+            steps=steps,
+            on_step=lambda step, loss: advance(step, f"loss {loss:.3f}"),
+        )
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+@app.command("search")
+def search_command(
+    network: NetworkOption = "resnet20",
+    dataset: DatasetOption = _EMBEDDED,
+    flops: Annotated[
+        str, typer.Option(help="Share of the multiply-accumulates to keep, in (0, 1).")
+    ] = "0.5",
+    episodes: Annotated[
+        int, typer.Option(min=1, help="Candidates to score, 30 of them at random.")
+    ] = 180,
+    method: Annotated[str, typer.Option(help=f"One of: {', '.join(METHODS)}.")] = "gnn-rl",
+    finetune_: Annotated[
+        str,
+        typer.Option(
+            "--finetune",
+            help="Before a candidate is scored: recalibrate (normalisation statistics), "
+            "none, epoch, or a number of training steps.",
+        ),
+    ] = "recalibrate",
+    importance: Annotated[
+        str, typer.Option(help=f"What ranks channels: {', '.join(IMPORTANCES)}.")
+    ] = "l2",
+    min_keep: Annotated[
+        float, typer.Option(help="Smallest share of a group's channels to keep.")
+    ] = 0.1,
+    fit: Annotated[
+        bool,
+        typer.Option(help="Scale an episode's last step back to use the whole budget."),
+    ] = True,
+    on_timeout: Annotated[
+        str, typer.Option(help="fit or penalty, after --max-steps without the budget.")
+    ] = "fit",
+    max_steps: Annotated[int, typer.Option(min=1, help="Of one episode.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    env_runners: Annotated[
+        int, typer.Option(min=0, help="Ray actors; 0 runs all in this process.")
+    ] = 0,
+    gpus_per_env_runner: Annotated[
+        float, typer.Option(min=0, help="Share of a GPU for each actor.")
+    ] = 0.0,
+    device: DeviceOption = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Fine-tune the winner at the end; default: "
+            f"{_EMBEDDED_EPOCHS} on {_EMBEDDED}, else 0 (see `gnnrl-ray finetune`).",
+        ),
+    ] = None,
+    validation: ValidationOption = "test-5k",
+    data_dir: DataDirOption = None,
+    weights: WeightsOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run directory; default: runs/NETWORK-DATASET-METHOD."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Continue this run, with the settings it was started with."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Search for the best widths within a budget.
+
+    Without arguments: ResNet-20 on scikit-learn's digits at half the MACs, in minutes.
+    """
+    folder = out or Path(f"runs/{network}-{dataset}-{method}")
+    number = _number(flops)
+    if resume:
+        folder, settings = resume, Run.open(resume).settings
+        network, dataset = settings["network"], settings["dataset"]
+        method, validation = settings["method"], settings["validation"]
+        number, episodes = settings["flops"], settings["episodes"]
+        finetune_, importance = settings["finetune"], settings["importance"]
+        min_keep, seed = settings["min_keep"], settings["seed"]
+        weights = Path(settings["weights"]) if settings["weights"] else None
+        data_dir = Path(settings["data_dir"]) if settings["data_dir"] else None
+    untrained = build_network(network)
+    data = load_data(dataset, data_dir, validation)
+    # Before anything takes long.
+    Costs(trace(untrained, data.input_shape)).check_budget(number, min_keep)
+    base = _base_network(network, data, weights)
+    total = 1 if method == "uniform" else episodes
+    with _progress(f"{method} on {network}", total, 10) as advance:
+
+        def on_episode(done: int, best: Outcome) -> None:
+            advance(done, f"best {best.accuracy:.2%}")
+
+        try:
+            outcome = search(
+                base, data, flops=number, episodes=episodes, method=method,
+                finetune=finetune_, importance=importance, min_keep=min_keep, fit=fit,
+                on_timeout=on_timeout, max_steps=max_steps, seed=seed,
+                env_runners=env_runners, gpus_per_env_runner=gpus_per_env_runner,
+                device=device, name=network, weights=weights, data_dir=data_dir,
+                out=folder, resume=resume is not None, overwrite=overwrite,
+                on_episode=on_episode,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            _interrupted(folder, total)
+    run = Run.open(folder)
+    draw_search(run)
+    if epochs is None:
+        epochs = _EMBEDDED_EPOCHS if dataset == _EMBEDDED else 0
+    if epochs:
+        _finetune_shown(folder, data, epochs, 0.05, 128, seed, device)
+    _show_measures(folder, base, data, as_json)
+    if not as_json:
+        console.print(
+            f"best of {len(run.journal)}: validation accuracy {outcome.accuracy:.2%} at "
+            f"{run.best()['macs_ratio']:.1%} of the MACs; everything is in {folder}"
+        )
+
+
+def _interrupted(folder: Path, total: int) -> NoReturn:
+    journal = Run.open(folder).journal
+    best = journal.best()
+    said = f"{len(journal)} of {total} episodes are in {folder}/journal.jsonl"
+    if best is not None:
+        said += f", the best so far ({best[1].accuracy:.2%}) in {folder}/best.json"
+    console.print(f"\nInterrupted: {said}. Go on with: gnnrl-ray search --resume {folder}")
+    raise typer.Exit(130)
+
+
+@app.command("finetune")
+def finetune_command(
+    run: RunArgument,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 100,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images in one step.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of order and augmentation.")] = 0,
+    device: DeviceOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fine-tune the winner of a search; what is reported is the last epoch."""
+    data, base = _of_run(run, data_dir)
+    _finetune_shown(run, data, epochs, lr, batch_size, seed, device)
+    _show_measures(run, base, data, as_json)
+
+
+def _finetune_shown(
+    folder: Path, data: Data, epochs: int, lr: float, batch_size: int, seed: int, device
+) -> None:
+    steps = epochs * steps_per_epoch(data.train, batch_size)
+    with _progress("fine-tuning the winner", steps, 100) as advance:
+        try:
+            finetune(
+                folder, data, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed,
+                device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+                on_step=lambda step, loss: advance(step, f"loss {loss:.3f}"),
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            console.print(
+                f"\nInterrupted: what has been trained so far is in {folder}/"
+                "finetuned.safetensors; start over with: gnnrl-ray finetune {folder}"
+            )
+            raise typer.Exit(130) from None
+
+
+@app.command("evaluate")
+def evaluate_command(
+    run: Annotated[
+        Path | None, typer.Argument(help="Run directory of a search; or use --network.")
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option(help=f"A dense network: {', '.join(NETWORKS)}.")
+    ] = None,
+    dataset: DatasetOption = _EMBEDDED,
+    validation: ValidationOption = "test-5k",
+    data_dir: DataDirOption = None,
+    weights: WeightsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure accuracy, MACs and parameters: pruned beside dense."""
+    if (run is None) == (network is None):
+        raise typer.BadParameter("give a run directory or --network, one of the two.")
+    if run is not None:
+        data, base = _of_run(run, data_dir)
+    else:
+        assert network is not None
+        build_network(network)
+        data = load_data(dataset, data_dir, validation)
+        base = _base_network(network, data, weights)
+    _show_measures(run, base, data, as_json)
+
+
+def _of_run(run: Path, data_dir: Path | None) -> tuple[Data, nn.Module]:
+    settings = Run.open(run).settings
+    folder = data_dir or settings["data_dir"]
+    data = load_data(settings["dataset"], folder, settings["validation"])
+    weights = Path(settings["weights"]) if settings["weights"] else None
+    return data, _base_network(settings["network"], data, weights)
+
+
+def _show_measures(run: Path | None, base: nn.Module, data: Data, as_json: bool) -> None:
+    rows = {"dense": measure(base, data)}
+    for name in ("pruned", "finetuned"):
+        if run is not None and (run / f"{name}.safetensors").is_file():
+            rows[name] = measure(load_pruned(run, weights=name), data)
+    if as_json:
+        print(json.dumps({"dataset": data.name, "validation": data.protocol} | rows))
+    else:
+        console.print(measures_table(rows, data))
+
+
+@app.command("inspect")
+def inspect_command(
+    network: NetworkOption = "resnet20",
+    as_json: JsonOption = False,
+) -> None:
+    """Show channel groups, motifs and costs: what would be pruned."""
+    groups = trace(build_network(network), (3, 32, 32))
+    graph, costs = HierarchicalGraph(groups), Costs(groups)
+    macs, params = int(costs.macs(groups.widths)), int(costs.params(groups.widths))
+    if as_json:
+        motifs = [
+            [{"motif": m.label, "instances": len(m.children)} for m in level]
+            for level in graph.levels
+        ]
+        widths = dict(zip(groups.names, groups.widths.tolist(), strict=True))
+        facts = {"macs": macs, "params": params, "groups": widths, "levels": motifs}
+        print(json.dumps({"network": network} | facts))
+        return
+    console.print(groups_table(groups), motifs_table(graph))
+    console.print(f"{network}: {macs:,} MACs, {params:,} parameters")
+
+
+def main() -> None:
+    """Run a command; say in one line what is wrong, if anything is."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    warnings.simplefilter("ignore")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    errors = Console(stderr=True)
+    try:
+        app()
+    except (TrainingError, JournalError, OSError) as error:
+        errors.print(f"Error: {error}", markup=False)
+        sys.exit(1)
+    except (ValueError, WeightsError) as error:
+        errors.print(f"Error: {error}", markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("Interrupted.")
+        sys.exit(130)

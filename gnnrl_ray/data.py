@@ -1,0 +1,242 @@
+"""Data sets as uint8 tensors that live on one device, with batches made there.
+
+No worker processes and no per-image work: a split is two tensors, and cropping, flipping
+and normalisation happen on whole batches.
+
+Axis letters: N images, H height, W width, C channels, B batch.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gnnrl_ray.zoo import home
+
+VALIDATIONS = ("test-5k", "train-5k")
+_VALIDATION_SIZE = 5000
+_CROP_PADDING = 4
+# The split is part of the protocol, so it does not follow the seed of a search.
+_SPLIT_SEED = 0
+
+
+class DataError(ValueError):
+    """A data set that is unknown, missing or damaged."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with labels, normalised only when a batch is taken.
+
+    Attributes:
+        images: uint8 [N, H, W, C].
+        labels: int64 [N].
+        mean: float32 [C], of pixels in [0, 1].
+        std: float32 [C].
+        flip: whether a mirrored image keeps its label.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+    flip: bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> "Split":
+        """Return the split of the images at ``index`` (int64 [M])."""
+        index = index.to(self.labels.device)
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def to(self, device: torch.device | str) -> "Split":
+        """Return the same split on ``device``."""
+        moved = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def batches(
+        self, size: int, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield normalised images float32 [B, C, H, W] (channels last) and labels [B].
+
+        Args:
+            size: B; the last batch may be smaller.
+            generator: when given, images come in a random order, cropped and flipped
+                at random; when not, in order and as they are.
+        """
+        order = torch.arange(len(self))
+        if generator is not None:
+            order = torch.randperm(len(self), generator=generator)
+        for index in order.split(size):
+            index = index.to(self.labels.device)
+            images = self.images[index]
+            if generator is not None:
+                images = self._augment(images, generator)
+            yield self._normalise(images), self.labels[index]
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        scaled = (images / 255 - self.mean) / self.std
+        return scaled.permute(0, 3, 1, 2)  # NHWC storage is channels-last already
+
+    def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        (batch, height, width, _), pad = images.shape, _CROP_PADDING
+        padded = F.pad(images, (0, 0, pad, pad, pad, pad))
+        top, left = torch.randint(2 * pad + 1, (2, batch, 1), generator=generator)
+        rows, columns = top + torch.arange(height), left + torch.arange(width)
+        if self.flip:
+            mirrored = torch.rand(batch, 1, generator=generator) < 0.5
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        rows, columns = rows.to(images.device), columns.to(images.device)
+        which = torch.arange(batch, device=images.device)[:, None, None]
+        return padded[which, rows[:, :, None], columns[:, None, :]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set divided for a search.
+
+    Attributes:
+        name: of the data set.
+        classes: number of classes.
+        protocol: one of ``VALIDATIONS``: where the validation images come from.
+        train: what fine-tuning may see.
+        validation: what the search scores candidates on.
+        holdout: what neither of the two has seen; report this.
+        test: the whole test set (with ``test-5k``, validation and holdout together).
+    """
+
+    name: str
+    classes: int
+    protocol: str
+    train: Split
+    validation: Split
+    holdout: Split
+    test: Split
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        height, width, channels = self.train.images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device | str) -> "Data":
+        """Return the same data set on ``device``."""
+        moved = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Split)
+        }
+        return replace(self, **moved)
+
+
+def load_data(
+    name: str = "digits",
+    data_dir: Path | str | None = None,
+    validation: str = "test-5k",
+) -> Data:
+    """Load the data set ``name`` and divide it.
+
+    Args:
+        name: one of ``DATASETS``.
+        data_dir: where downloaded sets are kept; default ``home() / "data"``.
+        validation: ``test-5k`` takes 5,000 test images (half of a smaller test set) for
+            validation and holds out the others, as the paper does; ``train-5k`` takes
+            5,000 training images (a tenth of a smaller set) and holds out the test set.
+
+    Raises:
+        DataError: unknown name or validation; no file and no way to get one.
+    """
+    if name not in DATASETS:
+        raise DataError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}.")
+    if validation not in VALIDATIONS:
+        raise DataError(
+            f"unknown validation {validation!r}; known: {', '.join(VALIDATIONS)}."
+        )
+    folder = Path(data_dir) if data_dir else home() / "data"
+    train, test, classes = DATASETS[name](folder)
+    generator = torch.Generator().manual_seed(_SPLIT_SEED)
+    if validation == "test-5k":
+        order = torch.randperm(len(test), generator=generator)
+        size = min(_VALIDATION_SIZE, len(test) // 2)
+        held, seen = test.take(order[size:].sort()[0]), test.take(order[:size].sort()[0])
+    else:
+        order = torch.randperm(len(train), generator=generator)
+        size = min(_VALIDATION_SIZE, len(train) // 10)
+        held, seen = test, train.take(order[:size].sort()[0])
+        train = train.take(order[size:].sort()[0])
+    return Data(name, classes, validation, train, seen, held, test)
+
+
+def _cifar10(folder: Path) -> tuple[Split, Split, int]:
+    path = folder / "cifar10.npz"
+    if not path.is_file():
+        _download_cifar10(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {
+                key: torch.from_numpy(file[key])
+                for key in ("x_train", "y_train", "x_test", "y_test")
+            }
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(
+            f"{path} is damaged ({error}); delete it and run again to fetch it anew."
+        ) from error
+    mean = torch.tensor([0.485, 0.456, 0.406])
+    std = torch.tensor([0.229, 0.224, 0.225])
+    train = Split(arrays["x_train"], arrays["y_train"], mean, std, flip=True)
+    test = Split(arrays["x_test"], arrays["y_test"], mean, std, flip=True)
+    return train, test, 10
+
+
+def _download_cifar10(path: Path) -> None:
+    """Fetch CIFAR-10 through torchvision and keep it as one file of arrays."""
+    from torchvision.datasets import CIFAR10
+
+    try:
+        parts = {
+            part: CIFAR10(path.parent / "download", part == "train", download=True)
+            for part in ("train", "test")
+        }
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"CIFAR-10 is not at {path} and could not be downloaded ({error}). Make that "
+            "file yourself: numpy.savez with x_train [50000, 32, 32, 3] uint8, y_train "
+            "[50000] int64, x_test and y_test; or name its folder with --data-dir."
+        ) from error
+    arrays = {}
+    for part, dataset in parts.items():
+        arrays[f"x_{part}"] = dataset.data
+        arrays[f"y_{part}"] = np.asarray(dataset.targets, np.int64)
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, **arrays)
+    partial.rename(path)
+
+
+def _digits(_: Path) -> tuple[Split, Split, int]:
+    """scikit-learn's handwritten digits, 8x8 grey enlarged to 32x32x3."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    grey = torch.from_numpy(bunch.images).float()[:, None] * (255 / 16)
+    large = F.interpolate(grey, size=(32, 32), mode="bilinear", antialias=True)
+    images = large.round().to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+    labels = torch.from_numpy(bunch.target).long()
+    half = torch.full((3,), 0.5)
+    everything = Split(images.contiguous(), labels, half, half, flip=False)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+    return everything.take(order[:997]), everything.take(order[997:]), 10
+
+
+DATASETS: dict[str, Callable[[Path], tuple[Split, Split, int]]] = {
+    "digits": _digits,
+    "cifar10": _cifar10,
+}

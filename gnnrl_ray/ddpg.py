@@ -1,0 +1,462 @@
+"""DDPG for RLlib's current API stack (Lillicrap et al., https://arxiv.org/abs/1509.02971).
+
+RLlib itself has no DDPG any more. This one counts in episodes: each is numbered once for
+the whole run, and warm-up, noise and seeds follow from that number, so that one env runner
+and sixteen see the same schedule, and a lost episode can be run again.
+
+Axis letters: B batch, G actions.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.algorithms.dqn.dqn_learner import DQNLearner
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner import POLICY_LOSS_KEY
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.utils import make_target_network
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, QNetAPI, TargetNetworkAPI
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    LEARNER_RESULTS,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+)
+from scipy.stats import truncnorm
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gnnrl_ray.mgnn import Actor, Critic, GraphEncoder, VectorEncoder
+
+Q, Q_OF_ACTOR, Q_NEXT = "q", "q_of_actor", "q_next"
+QF_LOSS_KEY = "qf_loss"
+_REQUEST = "sample_episode"
+_POLL_SECONDS = 0.1
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep small operations on one core: sharing them costs several times their work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class DDPGConfig(AlgorithmConfig):
+    """Settings of :class:`DDPG`; what GNN-RL gives are the defaults, then AMC's.
+
+    .. code-block:: python
+
+        config = DDPGConfig().environment("Pendulum-v1").training(warmup_episodes=5)
+        config.build_algo().train()
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or DDPG)
+        self.actor_lr = 1e-4
+        self.critic_lr = 1e-3
+        self.critic_weight_decay = 0.0
+        self.tau = 0.01
+        self.target_network_update_freq = 0
+        self.warmup_episodes = 30
+        self.noise = 0.5
+        self.noise_decay = 0.95
+        self.noise_floor = 0.0
+        self.updates_per_step = 1.0
+        self.max_updates_owed = 64
+        self.replay_buffer_config = {"type": "EpisodeReplayBuffer", "capacity": 2000}
+        self.hidden = (300, 300)
+        self.graph_dim = 64
+        self.graph_layers = 2
+        # What the base class needs to be told for this to work.
+        self.lr = None
+        self.train_batch_size_per_learner = 64
+        self.env_runner_cls = DDPGEnvRunner
+        self.batch_mode = "complete_episodes"
+        self.min_sample_timesteps_per_iteration = 1
+        self.normalize_actions = False
+        self.clip_actions = False
+        self.log_sys_usage = False
+        self.delay_between_env_runner_restarts_s = 0.0
+        self._dont_auto_sync_env_runner_states = True
+
+    def training(
+        self,
+        *,
+        actor_lr: float = NotProvided,
+        critic_lr: float = NotProvided,
+        critic_weight_decay: float = NotProvided,
+        tau: float = NotProvided,
+        warmup_episodes: int = NotProvided,
+        noise: float = NotProvided,
+        noise_decay: float = NotProvided,
+        noise_floor: float = NotProvided,
+        updates_per_step: float = NotProvided,
+        max_updates_owed: int = NotProvided,
+        replay_buffer_config: dict = NotProvided,
+        hidden: tuple[int, ...] = NotProvided,
+        graph_dim: int = NotProvided,
+        graph_layers: int = NotProvided,
+        **kwargs: Any,
+    ) -> "DDPGConfig":
+        """Set what concerns learning.
+
+        Args:
+            actor_lr: step size of Adam.
+            critic_lr: step size of Adam.
+            critic_weight_decay: L2 penalty on the critic.
+            tau: share of the new weights in each update of the target networks.
+            warmup_episodes: with uniformly random actions, before any update.
+            noise: standard deviation after warm-up, as a share of the action range; the
+                normal distribution around the actor's action is cut at the range.
+            noise_decay: factor on it per episode.
+            noise_floor: what it does not fall below.
+            updates_per_step: gradient steps for each step of the environment.
+            max_updates_owed: no new episode starts while more are outstanding.
+            replay_buffer_config: of RLlib; ``capacity`` in steps.
+            hidden: widths of the hidden layers of actor and critic.
+            graph_dim: embedding dimension of the m-GNN.
+            graph_layers: rounds of message passing on each level of the m-GNN.
+            **kwargs: of ``AlgorithmConfig.training``: ``gamma``,
+                ``train_batch_size_per_learner``, ...
+        """
+        own = {
+            name: value
+            for name, value in locals().items()
+            if name not in ("self", "kwargs", "__class__") and value is not NotProvided
+        }
+        super().training(**kwargs)
+        for name, value in own.items():
+            setattr(self, name, value)
+        return self
+
+    def validate(self) -> None:
+        """Raise ``ValueError`` for settings that do not go together."""
+        super().validate()
+        if self.num_learners > 1 or self.num_envs_per_env_runner != 1:
+            self._value_error(
+                "DDPG numbers its episodes globally: use `num_learners` <= 1 and "
+                "`num_envs_per_env_runner` = 1; scale with `num_env_runners`."
+            )
+        if not 0 < self.tau <= 1:
+            self._value_error(f"`tau` must lie in (0, 1], got {self.tau}.")
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:  # noqa: D102
+        return RLModuleSpec(module_class=DDPGModule)
+
+    def get_default_learner_class(self) -> type:  # noqa: D102
+        return DDPGLearner
+
+    @property
+    def _model_config_auto_includes(self) -> dict:
+        names = (
+            "warmup_episodes", "noise", "noise_decay", "noise_floor",
+            "hidden", "graph_dim", "graph_layers",
+        )  # fmt: skip
+        own = {name: getattr(self, name) for name in names}
+        return super()._model_config_auto_includes | own
+
+
+class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, QNetAPI):
+    """Actor and critic: with the m-GNN on a ``GraphBox``, plain on any other ``Box``."""
+
+    def setup(self) -> None:
+        """Build the networks; an env runner needs the actor alone."""
+        space, hidden = self.action_space, self.model_config["hidden"]
+        low, high = (torch.tensor(bound).flatten() for bound in (space.low, space.high))
+        self.actor = Actor(self._encoder(), low, high, hidden)
+        if not self.inference_only:
+            self.critic = Critic(self._encoder(), len(low), hidden)
+        # Set anew for each episode by the env runner.
+        self.episode = 0
+        self.generator = np.random.default_rng(0)
+
+    def _encoder(self) -> nn.Module:
+        space, settings = self.observation_space, self.model_config
+        if hasattr(space, "levels"):
+            return GraphEncoder(
+                space.levels,
+                space.shape[1],
+                settings["graph_dim"],
+                settings["graph_layers"],
+            )
+        return VectorEncoder(int(np.prod(space.shape)))
+
+    def get_non_inference_attributes(self) -> list[str]:  # noqa: D102
+        return ["critic", "target_actor", "target_critic"]
+
+    def make_target_networks(self) -> None:  # noqa: D102
+        self.target_actor = make_target_network(self.actor)
+        self.target_critic = make_target_network(self.critic)
+
+    def get_target_network_pairs(self) -> list[tuple[nn.Module, nn.Module]]:  # noqa: D102
+        return [(self.actor, self.target_actor), (self.critic, self.target_critic)]
+
+    def compute_q_values(self, batch: dict) -> Tensor:
+        """Return Q(s, a) of the batch, [B]."""
+        return self.critic(batch[Columns.OBS], batch[Columns.ACTIONS])
+
+    @torch.no_grad()
+    def forward_target(self, batch: dict) -> Tensor:
+        """Return Q'(s', mu'(s')) of the target networks, [B]."""
+        observations = batch[Columns.NEXT_OBS]
+        return self.target_critic(observations, self.target_actor(observations))
+
+    @torch.no_grad()
+    def _forward_inference(self, batch: dict, **_) -> dict:
+        return {Columns.ACTIONS: self.actor(batch[Columns.OBS])}
+
+    @torch.no_grad()
+    def _forward_exploration(self, batch: dict, **_) -> dict:
+        action = self.actor(batch[Columns.OBS])
+        return {Columns.ACTIONS: self._explore(action.cpu().numpy())}
+
+    def _explore(self, action: np.ndarray) -> Tensor:
+        """Draw around ``action`` float32 [B, G], within the action range."""
+        settings = self.model_config
+        low, span = self.actor.low.cpu().numpy(), self.actor.span.cpu().numpy()
+        after = self.episode - settings["warmup_episodes"]
+        if after < 0:
+            drawn = low + span * self.generator.random(action.shape)
+        else:
+            decayed = settings["noise"] * settings["noise_decay"] ** after
+            sigma = span * max(decayed, settings["noise_floor"], 1e-6)
+            bounds = (low - action) / sigma, (low + span - action) / sigma
+            drawn = truncnorm.rvs(
+                *bounds, action, sigma, action.shape, random_state=self.generator
+            )
+        return torch.tensor(drawn, dtype=torch.float32)
+
+    def _forward_train(self, batch: dict, **_) -> dict:
+        observations = batch[Columns.OBS]
+        # With the critic's weights held constant here, a single backward pass gives
+        # actor and critic each its own gradient.
+        critic = {name: p.detach() for name, p in self.critic.named_parameters()}
+        judged = (observations, self.actor(observations))
+        return {
+            Q: self.compute_q_values(batch),
+            Q_NEXT: self.forward_target(batch),
+            Q_OF_ACTOR: functional_call(self.critic, critic, judged),
+        }
+
+
+class DDPGLearner(DQNLearner, TorchLearner):
+    """One gradient step for critic and actor; the base class moves the targets."""
+
+    def configure_optimizers_for_module(self, module_id, config=None) -> None:
+        """Give actor and critic an Adam each."""
+        module = self.module[module_id].unwrapped()
+        for name, network, lr, decay in (
+            ("actor", module.actor, config.actor_lr, 0.0),
+            ("critic", module.critic, config.critic_lr, config.critic_weight_decay),
+        ):
+            parameters = self.get_parameters(network)
+            self.register_optimizer(
+                module_id=module_id,
+                optimizer_name=name,
+                optimizer=torch.optim.Adam(parameters, weight_decay=decay),
+                params=parameters,
+                lr_or_lr_schedule=lr,
+            )
+
+    def compute_loss_for_module(self, *, module_id, config, batch, fwd_out) -> Tensor:
+        """Return (y - Q(s, a))^2 - Q(s, mu(s)), averaged over the batch."""
+        goes_on = 1 - batch[Columns.TERMINATEDS].float()
+        target = batch[Columns.REWARDS] + config.gamma * goes_on * fwd_out[Q_NEXT]
+        critic_loss = F.mse_loss(fwd_out[Q], target)
+        actor_loss = -fwd_out[Q_OF_ACTOR].mean()
+        self.metrics.log_dict(
+            {QF_LOSS_KEY: critic_loss, POLICY_LOSS_KEY: actor_loss},
+            key=module_id,
+            window=1,
+        )
+        return critic_loss + actor_loss
+
+
+class DDPGEnvRunner(SingleAgentEnvRunner):
+    """Runs one numbered episode at a time."""
+
+    def __init__(self, *, config: AlgorithmConfig, **kwargs: Any) -> None:
+        # The share of a GPU is for the environment; the actor network is too small.
+        if config.num_gpus_per_env_runner:
+            config = config.copy(copy_frozen=False)
+            config.num_gpus_per_env_runner = 0
+        super().__init__(config=config, **kwargs)
+
+    def sample_episode(
+        self, index: int, explore: bool = True
+    ) -> tuple[int, list[SingleAgentEpisode], dict]:
+        """Run episode ``index``; its noise and seeds follow from the index alone."""
+        entropy = np.random.SeedSequence([self.config.seed or 0, index])
+        self._seed = int(entropy.generate_state(1)[0] >> 1)
+        self.module.unwrapped().episode = index
+        self.module.unwrapped().generator = np.random.default_rng(entropy)
+        episodes = self.sample(num_episodes=1, explore=explore)
+        return index, episodes, self.get_metrics()
+
+
+class DDPG(Algorithm):
+    """Deep deterministic policy gradient with replay, one episode per env runner.
+
+    With one env runner, or none, acting and learning take turns and a run is exactly
+    repeatable. With more, the learner works while episodes are under way, and a slow
+    episode holds up nobody.
+
+    Attributes:
+        on_episode: called in this process with the number and the episode, before
+            anything is learnt from it.
+    """
+
+    on_episode: Callable[[int, SingleAgentEpisode], None] | None = None
+
+    @classmethod
+    def get_default_config(cls) -> DDPGConfig:  # noqa: D102
+        return DDPGConfig()
+
+    def setup(self, config: DDPGConfig) -> None:
+        """Build runners, learner and replay buffer, and seed what RLlib leaves alone."""
+        self._next_episode = 0
+        self._episodes_done = 0
+        self._lost: list[int] = []
+        self._under_way: dict[int, int] = {}  # episode number by env runner
+        self._updates_owed = 0.0
+        super().setup(config)
+        self.local_replay_buffer.rng = np.random.default_rng(self.config.seed)
+
+    @property
+    def episodes_done(self) -> int:
+        """How many episodes have been run and learnt from."""
+        return self._episodes_done
+
+    def training_step(self) -> None:
+        """Collect what is finished, then learn for a while."""
+        for index, episodes, metrics in self._collect():
+            self.metrics.aggregate([metrics], key=ENV_RUNNER_RESULTS)
+            for episode in episodes:
+                if self.on_episode is not None:
+                    self.on_episode(index, episode)
+                self._updates_owed += len(episode) * self.config.updates_per_step
+            self.local_replay_buffer.add(episodes)
+            self._episodes_done += 1
+        if self._warm:
+            # While episodes are under way, look after them every few updates.
+            most = 4 if self._under_way else self._updates_owed
+            with _one_thread():
+                for _ in range(int(min(most, self._updates_owed))):
+                    self._update()
+                    self._updates_owed -= 1
+
+    @property
+    def _warm(self) -> bool:
+        return self._episodes_done >= self.config.warmup_episodes
+
+    def _collect(self) -> list[tuple[int, list[SingleAgentEpisode], dict]]:
+        group = self.env_runner_group
+        if group.num_remote_env_runners() == 0:
+            self._send_weights(None)
+            return [group.local_env_runner.sample_episode(self._take_number())]
+        self._start_episodes()
+        busy = self._warm and self._updates_owed >= 1 and group.num_remote_env_runners() > 1
+        finished = group.fetch_ready_async_reqs(
+            tags=[_REQUEST], timeout_seconds=0.0 if busy else _POLL_SECONDS
+        )
+        for runner, _ in finished:
+            self._under_way.pop(runner, None)
+        # A dead runner counts as healthy again once it is restarted: look now.
+        healthy = set(group.healthy_env_runner_ids())
+        for runner in self._under_way.keys() - healthy:
+            self._lost.append(self._under_way.pop(runner))
+        return [result for _, result in finished]
+
+    def _start_episodes(self) -> None:
+        """Give every idle env runner new weights and an episode."""
+        if self._warm and self._updates_owed > self.config.max_updates_owed:
+            return
+        group = self.env_runner_group
+        alone = group.num_remote_env_runners() == 1
+        if alone and self._warm and self._updates_owed >= 1:
+            return
+        idle = sorted(set(group.healthy_env_runner_ids()) - self._under_way.keys())
+        if idle:
+            self._send_weights(idle)
+        for runner in idle:
+            index = self._take_number()
+            sent = group.foreach_env_runner_async(
+                _REQUEST,
+                tag=_REQUEST,
+                kwargs={"index": index},
+                remote_worker_ids=[runner],
+            )
+            if sent:
+                self._under_way[runner] = index
+            else:
+                self._lost.append(index)
+
+    def _send_weights(self, runners: list[int] | None) -> None:
+        self.env_runner_group.sync_weights(
+            from_worker_or_learner_group=self.learner_group,
+            to_worker_indices=runners,
+            inference_only=True,
+        )
+
+    def _take_number(self) -> int:
+        if self._lost:
+            return self._lost.pop(self._lost.index(min(self._lost)))
+        self._next_episode += 1
+        return self._next_episode - 1
+
+    def _update(self) -> None:
+        batch = self.local_replay_buffer.sample(
+            num_items=self.config.total_train_batch_size,
+            n_step=1,
+            gamma=self.config.gamma,
+            sample_episodes=True,
+        )
+        steps = self.metrics.peek(
+            (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0
+        )
+        results = self.learner_group.update(
+            episodes=batch, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: steps}
+        )
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+
+    # Checkpoints: RLlib's do without the replay buffer and know nothing of episodes.
+
+    def get_state(self, components=None, *, not_components=None, **kwargs) -> dict:
+        """Return RLlib's state with replay buffer, its generator and the counters."""
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component("ddpg", components, not_components):
+            state["ddpg"] = {
+                "next_episode": self._next_episode,
+                "episodes_done": self._episodes_done,
+                # Episodes under way are lost with this process: to be run again.
+                "lost": sorted([*self._lost, *self._under_way.values()]),
+                "updates_owed": self._updates_owed,
+                "buffer": self.local_replay_buffer.get_state(),
+                "generator": self.local_replay_buffer.rng.bit_generator.state,
+            }
+        return state
+
+    def set_state(self, state: dict) -> None:
+        """Take over what :meth:`get_state` returned, in a newly built algorithm."""
+        super().set_state(state)
+        if "ddpg" in state:
+            own = state["ddpg"]
+            self._next_episode = own["next_episode"]
+            self._episodes_done = own["episodes_done"]
+            self._lost = list(own["lost"])
+            self._updates_owed = own["updates_owed"]
+            self.local_replay_buffer.set_state(own["buffer"])
+            self.local_replay_buffer.rng.bit_generator.state = own["generator"]

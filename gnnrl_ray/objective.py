@@ -1,0 +1,157 @@
+"""What a candidate is worth: widths -> outcome. Every method of search asks here.
+
+Axis letter: G prunable groups.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from gnnrl_ray.costs import Costs
+from gnnrl_ray.data import Data
+from gnnrl_ray.groups import ChannelGroups, symbolic
+from gnnrl_ray.pruner import keep, rank, remove
+from gnnrl_ray.training import accuracy, recalibrate, steps_per_epoch, train
+
+_EPISODE_LR = 0.01
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one candidate scored.
+
+    Attributes:
+        widths: [G], channels kept.
+        macs: multiply-accumulates of one image.
+        params: trainable parameters.
+        accuracy: top-1 on the validation split, in [0, 1].
+        reward: minus the error, in [-1, 0] (GNN-RL Eq. 8).
+        seconds: that pruning, fine-tuning and evaluation took.
+    """
+
+    widths: tuple[int, ...]
+    macs: int
+    params: int
+    accuracy: float
+    reward: float
+    seconds: float
+
+    def to_dict(self) -> dict:
+        """Return the fields, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "Outcome":
+        """Return the outcome whose fields are among ``fields``."""
+        known = {name: fields[name] for name in cls.__dataclass_fields__}
+        return cls(**known | {"widths": tuple(known["widths"])})
+
+
+def parse_finetune(text: str) -> str | int:
+    """Return ``text`` if it is ``none``, ``recalibrate`` or ``epoch``, else steps.
+
+    Raises:
+        ValueError: none of these.
+    """
+    if text in ("none", "recalibrate", "epoch"):
+        return text
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise ValueError(
+        f"--finetune {text!r} is not none, recalibrate, epoch or a number of steps."
+    )
+
+
+class Objective:
+    """Prunes, fine-tunes and scores candidates; identical ones only once.
+
+    Args:
+        network: the trained, dense network.
+        groups: of that network.
+        data: fine-tunes on ``data.train``, scores on ``data.validation``.
+        budget: allowed share of the dense network's multiply-accumulates, in (0, 1).
+        finetune: before scoring: ``none``; ``recalibrate`` the normalisation
+            statistics; a number of training steps; or one ``epoch``.
+        min_keep: smallest share of a group's channels that may be kept.
+        importance: one of :data:`~gnnrl_ray.pruner.IMPORTANCES`.
+        seed: of fine-tuning and of random importance.
+
+    Raises:
+        BudgetError: the budget is out of reach.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        groups: ChannelGroups,
+        data: Data,
+        *,
+        budget: float,
+        finetune: str | int = "recalibrate",
+        min_keep: float = 0.1,
+        importance: str = "l2",
+        seed: int = 0,
+    ) -> None:
+        self.costs = Costs(groups)
+        self.groups = groups
+        self.budget = self.costs.check_budget(budget, min_keep)
+        self.floor = self.costs.floor(min_keep)
+        self._network = network.eval()
+        self._data = data
+        self._finetune = parse_finetune(str(finetune))
+        self._seed = seed
+        self._ranking = rank(network, groups, importance, seed)
+        self._known: dict[tuple[int, ...], Outcome] = {}
+
+    def to(self, device: torch.device | str) -> "Objective":
+        """Move network and data to ``device``; returns itself."""
+        self._network.to(device, memory_format=torch.channels_last)
+        self._data = self._data.to(device)
+        return self
+
+    def learn(self, outcomes: Iterable[Outcome]) -> None:
+        """Take over outcomes of an earlier run; they will not be evaluated again."""
+        self._known.update((outcome.widths, outcome) for outcome in outcomes)
+
+    def satisfied(self, widths: np.ndarray) -> bool:
+        """Say whether ``widths`` int [G] meet the budget."""
+        dense = self.costs.macs(self.groups.widths)
+        return bool(self.costs.macs(widths) <= self.budget * dense)
+
+    def kept(self, widths: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return which channels of each group a candidate keeps."""
+        return keep(self._ranking, self.groups.check_widths(widths))
+
+    def build(self, widths: np.ndarray) -> fx.GraphModule:
+        """Return the candidate's network, pruned and fine-tuned as for scoring."""
+        network = remove(symbolic(self._network), self.groups, self.kept(widths))
+        if self._finetune == "recalibrate":
+            recalibrate(network, self._data.train, self._seed)
+        elif self._finetune != "none":
+            steps = self._finetune
+            if steps == "epoch":
+                steps = steps_per_epoch(self._data.train)
+            train(
+                network, self._data.train, steps=steps, lr=_EPISODE_LR, seed=self._seed
+            )
+        return network
+
+    def __call__(self, widths: np.ndarray) -> Outcome:
+        """Score the candidate with ``widths`` int [G]."""
+        key = tuple(int(width) for width in widths)
+        if key not in self._known:
+            start = time.perf_counter()
+            score = accuracy(self.build(widths), self._data.validation)
+            self._known[key] = Outcome(
+                key,
+                int(self.costs.macs(widths)),
+                int(self.costs.params(widths)),
+                accuracy=score,
+                reward=score - 1,
+                seconds=round(time.perf_counter() - start, 3),
+            )
+        return self._known[key]

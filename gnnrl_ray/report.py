@@ -1,0 +1,111 @@
+"""Runs and networks as numbers, tables and pictures for people."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from rich.table import Table
+from torch import nn
+
+from gnnrl_ray.costs import Costs
+from gnnrl_ray.data import Data
+from gnnrl_ray.graph import HierarchicalGraph
+from gnnrl_ray.groups import ChannelGroups, trace
+from gnnrl_ray.run import Run
+from gnnrl_ray.training import accuracy
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+
+def measure(network: nn.Module, data: Data) -> dict[str, float]:
+    """Return accuracy in [0, 1] on each split that is not trained on, and costs.
+
+    ``test`` is all test images, ``holdout`` those that no search has seen; ``macs`` of
+    one image; ``params`` trainable parameters.
+    """
+    groups = trace(network, data.input_shape)
+    costs = Costs(groups)
+    return {
+        "validation": accuracy(network, data.validation),
+        "holdout": accuracy(network, data.holdout),
+        "test": accuracy(network, data.test),
+        "macs": int(costs.macs(groups.widths)),
+        "params": int(costs.params(groups.widths)),
+    }
+
+
+def measures_table(rows: dict[str, dict[str, float]], data: Data) -> Table:
+    """Return the measures of several networks, the first being what others are held to."""
+    table = Table(title=f"{data.name}, validation {data.protocol}, top-1 accuracy in %")
+    table.add_column("network")
+    for column in ("validation", "holdout", "test", "MACs", "parameters"):
+        table.add_column(column, justify="right")
+    dense = next(iter(rows.values()))
+    for name, row in rows.items():
+        shares = (
+            f"{row[cost]:,} ({row[cost] / dense[cost]:.1%})" for cost in ("macs", "params")
+        )
+        percents = (f"{100 * row[s]:.2f}" for s in ("validation", "holdout", "test"))
+        table.add_row(name, *percents, *shares)
+    return table
+
+
+def groups_table(groups: ChannelGroups) -> Table:
+    """Return what would be pruned: groups, their layers and share of the cost."""
+    costs = Costs(groups)
+    total = costs.macs(groups.widths)
+    table = Table(title=f"{len(groups.names)} channel groups")
+    for column in ("group", "channels", "layers", "MACs without it"):
+        table.add_column(column, justify="left" if column == "group" else "right")
+    for g, name in enumerate(groups.names):
+        layers = sum(
+            g in groups.group_of(np.concatenate([op.inputs, op.outputs]))
+            for op in groups.layers
+        )
+        least = np.where(np.arange(len(groups.names)) == g, 1, groups.widths)
+        share = f"{costs.macs(least) / total:.1%}"
+        table.add_row(name, str(groups.widths[g]), str(layers), share)
+    return table
+
+
+def motifs_table(graph: HierarchicalGraph) -> Table:
+    """Return the levels of the hierarchical graph."""
+    table = Table(title=f"{len(graph.levels)} levels")
+    for column in ("level", "motif", "instances", "states", "nodes", "edges", "first"):
+        left = column in ("motif", "first")
+        table.add_column(column, justify="left" if left else "right")
+    features = graph.features(graph.groups.widths)
+    for t, motifs in enumerate(graph.levels, start=1):
+        for motif in motifs:
+            # At the top, instances differ in what their edges are one level down.
+            rows = features[motif.children] if t == 1 else motif.children
+            states = len({row.tobytes() for row in rows})
+            numbers = (len(motif.children), states, motif.nodes, motif.edges.shape[1])
+            place = " .. ".join(motif.places[0])
+            table.add_row(str(t), motif.label, *map(str, numbers), place)
+    return table
+
+
+def draw_search(run: Run) -> Path:
+    """Draw accuracy by episode and the winner's widths; return the picture's path."""
+    episodes = np.array([episode for episode, _ in run.journal])
+    scores = np.array([outcome.accuracy for _, outcome in run.journal])
+    best = run.best()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    left.plot(episodes, 100 * scores, ".", color="tab:grey", label="candidate")
+    left.plot(episodes, 100 * np.maximum.accumulate(scores), label="best so far")
+    left.set(xlabel="episode", ylabel="validation accuracy in %")
+    left.set_title(f"{best['method']} at {best['budget']:.0%} of the MACs")
+    left.legend()
+    dense = best["dense"]
+    kept = [width / dense[name] for name, width in best["groups"].items()]
+    right.barh(range(len(kept)), kept)
+    right.set_yticks(range(len(kept)), list(dense), fontsize=7)
+    right.invert_yaxis()
+    right.set(xlabel="share of channels kept", xlim=(0, 1))
+    right.set_title(f"winner: episode {best['episode']}, {best['accuracy']:.2%}")
+    path = run.folder / "search.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path

@@ -1,0 +1,173 @@
+"""The run directory: settings, journal, winner and weights of one search.
+
+``run.json`` settings, versions and hardware; ``journal.jsonl`` every outcome;
+``best.json`` the winner; ``pruned.safetensors`` its weights, ``finetuned.safetensors``
+after fine-tuning; ``checkpoint/`` the agent.
+"""
+
+import json
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from gnnrl_ray.costs import Costs
+from gnnrl_ray.groups import ChannelGroups, trace
+from gnnrl_ray.journal import Journal
+from gnnrl_ray.pruner import remove
+from gnnrl_ray.zoo import build_network
+from gnnrl_ray.zoo.weights import load_weights, save_weights
+
+_PACKAGES = ("gnnrl-ray", "ray", "torch", "torch-geometric", "numpy")
+
+
+class RunError(ValueError):
+    """A run directory that is in the way, missing or incomplete."""
+
+
+class Run:
+    """An open run directory.
+
+    Attributes:
+        folder: where it is.
+        settings: what the search was asked for, as JSON holds it.
+        journal: its outcomes.
+    """
+
+    def __init__(self, folder: Path, settings: dict) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.journal = Journal(folder / "journal.jsonl")
+
+    @classmethod
+    def create(cls, folder: Path, settings: dict, overwrite: bool = False) -> "Run":
+        """Make the directory.
+
+        Raises:
+            RunError: it exists and may not be overwritten.
+        """
+        if (folder / "run.json").exists() and overwrite:
+            shutil.rmtree(folder)
+        if folder.exists() and any(folder.iterdir()):
+            raise RunError(
+                f"{folder} is there already; continue it with --resume {folder}, "
+                "replace it with --overwrite, or name another with --out."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = {
+            "settings": settings,
+            "versions": {name: version(name) for name in _PACKAGES}
+            | {"python": platform.python_version()},
+            "hardware": {
+                "cpu": platform.processor() or platform.machine(),
+                "cores": os.cpu_count(),
+                "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            },
+        }
+        write_json(folder / "run.json", facts)
+        return cls(folder, settings)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """Open a directory that a search has made.
+
+        Raises:
+            RunError: there is none.
+        """
+        return cls(folder, _read_json(folder / "run.json")["settings"])
+
+    def write_best(
+        self, groups: ChannelGroups, kept: tuple[np.ndarray, ...], facts: dict
+    ) -> None:
+        """Write ``best.json`` of the best outcome so far."""
+        best = self.journal.best()
+        assert best is not None, "nothing has been scored"
+        episode, outcome = best
+        costs = Costs(groups)
+        dense = int(costs.macs(groups.widths))
+        write_json(
+            self.folder / "best.json",
+            facts
+            | {
+                "episode": episode,
+                "groups": dict(zip(groups.names, outcome.widths, strict=True)),
+                "dense": dict(zip(groups.names, groups.widths.tolist(), strict=True)),
+                "macs": outcome.macs,
+                "macs_dense": dense,
+                "macs_ratio": outcome.macs / dense,
+                "params": outcome.params,
+                "params_dense": int(costs.params(groups.widths)),
+                "accuracy": outcome.accuracy,
+                "error": 1 - outcome.accuracy,
+                "reward": outcome.reward,
+                "kept": {
+                    name: index.tolist()
+                    for name, index in zip(groups.names, kept, strict=True)
+                },
+                "input_shape": list(groups.input_shape),
+            },
+        )
+
+    def best(self) -> dict:
+        """Return ``best.json``.
+
+        Raises:
+            RunError: there is none yet.
+        """
+        return _read_json(self.folder / "best.json")
+
+    def save_network(self, name: str, network: nn.Module) -> None:
+        """Write the state dict of ``network`` as ``name``.safetensors."""
+        save_weights(network, self.folder / f"{name}.safetensors")
+
+
+def load_pruned(
+    folder: Path | str, network: nn.Module | None = None, weights: str | None = None
+) -> fx.GraphModule:
+    """Rebuild the winner of the run in ``folder``, in evaluation mode.
+
+    Args:
+        folder: a run directory.
+        network: the dense architecture, trained or not, where the run's network is none
+            of the zoo's.
+        weights: ``pruned`` or ``finetuned``; default: ``finetuned`` if there.
+
+    Raises:
+        RunError: the directory lacks what is needed.
+        WeightsError: the weights are damaged.
+    """
+    folder = Path(folder)
+    best = _read_json(folder / "best.json")
+    if network is None:
+        if best["network"] is None:
+            raise RunError(f"the network of {folder} is your own; pass `network`.")
+        network = build_network(best["network"], best["classes"])
+    groups = trace(network, tuple(best["input_shape"]))
+    kept = tuple(np.array(best["kept"][name]) for name in groups.names)
+    smaller = remove(network, groups, kept)
+    if weights is None:
+        there = (folder / "finetuned.safetensors").is_file()
+        weights = "finetuned" if there else "pruned"
+    load_weights(smaller, folder / f"{weights}.safetensors")
+    return smaller.eval()
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write ``content`` to ``path`` whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.rename(path)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RunError(f"{path.parent} is not a finished run: no {path.name}.") from error
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}.") from error

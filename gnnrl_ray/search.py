@@ -1,0 +1,151 @@
+"""A method, an objective and a number of episodes -> the best outcome."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from gnnrl_ray.baselines import rules
+from gnnrl_ray.data import Data
+from gnnrl_ray.groups import trace
+from gnnrl_ray.objective import Objective, Outcome
+from gnnrl_ray.run import Run
+
+RULES = {"uniform": rules.uniform, "random": rules.random}
+METHODS = ("gnn-rl", *RULES)
+
+Progress = Callable[[int, Outcome], None]
+
+
+def search(
+    network: nn.Module,
+    data: Data,
+    *,
+    flops: float = 0.5,
+    episodes: int = 180,
+    method: str = "gnn-rl",
+    finetune: str | int = "recalibrate",
+    importance: str = "l2",
+    min_keep: float = 0.1,
+    fit: bool = True,
+    on_timeout: str = "fit",
+    max_steps: int = 8,
+    seed: int = 0,
+    env_runners: int = 0,
+    gpus_per_env_runner: float = 0.0,
+    device: str | None = None,
+    agent: dict | None = None,
+    name: str | None = None,
+    weights: Path | str | None = None,
+    data_dir: Path | str | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_episode: Progress | None = None,
+) -> Outcome:
+    """Find how many channels each group of ``network`` keeps within a budget.
+
+    Args:
+        network: a trained CNN.
+        data: what it is fine-tuned and scored on.
+        flops: allowed share of its multiply-accumulates, in (0, 1).
+        episodes: candidates to score (``uniform`` has only one).
+        method: one of ``METHODS``.
+        finetune: before scoring: ``none``, ``recalibrate``, ``epoch`` or steps.
+        importance: which channels of a group are kept.
+        min_keep: smallest share of a group's channels that may be kept.
+        fit: scale the last step of an episode back to use the whole budget.
+        on_timeout: ``fit`` or ``penalty``, after ``max_steps`` without the budget.
+        max_steps: of one episode.
+        seed: of everything random.
+        env_runners: 0 runs all in this process; N starts N Ray actors.
+        gpus_per_env_runner: share of a GPU for each actor.
+        device: of network and data where no actors are asked for; default: a GPU if
+            there is one.
+        agent: settings for :meth:`gnnrl_ray.ddpg.DDPGConfig.training`.
+        name: of the network in the zoo, if it is from there; like the next two, written
+            to the run so that later commands find what it was about.
+        weights: file that the network was loaded from, if not the published one.
+        data_dir: folder that the data was loaded from, if not the usual one.
+        out: run directory; default ``runs/METHOD``.
+        resume: continue the run in ``out``.
+        overwrite: replace a run in ``out``.
+        on_episode: called with the number of episodes done and the best outcome so far.
+
+    Returns:
+        The best outcome; everything else is in the run directory.
+
+    Raises:
+        BudgetError: the budget is out of reach.
+        RunError: ``out`` holds another run.
+        KeyboardInterrupt: after what there is has been saved.
+    """
+    settings = {
+        "network": name, "dataset": data.name, "classes": data.classes, "flops": flops,
+        "episodes": episodes, "method": method, "finetune": str(finetune),
+        "importance": importance, "min_keep": min_keep, "fit": fit,
+        "on_timeout": on_timeout, "max_steps": max_steps, "seed": seed,
+        "validation": data.protocol, "env_runners": env_runners, "agent": agent or {},
+        "weights": str(weights) if weights else None,
+        "data_dir": str(data_dir) if data_dir else None,
+    }  # fmt: skip
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}.")
+    groups = trace(network, data.input_shape)
+    objective = Objective(
+        network, groups, data, budget=flops, finetune=finetune, min_keep=min_keep,
+        importance=importance, seed=seed,
+    )  # fmt: skip
+    folder = Path(out or f"runs/{method}")
+    run = Run.open(folder) if resume else Run.create(folder, settings, overwrite)
+    objective.learn(outcome for _, outcome in run.journal)
+    facts = {
+        key: settings[key]
+        for key in ("network", "dataset", "classes", "method", "seed", "validation",
+                    "finetune")
+    } | {"budget": flops}  # fmt: skip
+
+    def record(episode: int, outcome: Outcome) -> None:
+        run.journal.append(episode, outcome)
+        best_episode, best = run.journal.best()
+        if best_episode == episode:
+            run.write_best(groups, objective.kept(np.array(best.widths)), facts)
+        if on_episode is not None:
+            on_episode(len(run.journal), best)
+
+    try:
+        if env_runners == 0:
+            objective.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if method == "gnn-rl":
+            # Ray takes seconds to import, and rules do without.
+            from gnnrl_ray.agent import run_agent
+
+            run_agent(objective, run, record, gpus_per_env_runner)
+        else:
+            _apply_rule(objective, run, record)
+    finally:
+        _save_winner(run, objective)
+    best = run.journal.best()
+    assert best is not None
+    return best[1]
+
+
+def _apply_rule(objective: Objective, run: Run, record: Callable) -> None:
+    settings = run.settings
+    rule = RULES[settings["method"]]
+    # Without randomness every episode would be the same one.
+    episodes = settings["episodes"] if rule is rules.random else 1
+    for episode in range(episodes):
+        if episode in run.journal:
+            continue
+        generator = np.random.default_rng([settings["seed"], episode])
+        widths = rule(objective.costs, objective.floor, objective.budget, generator)
+        record(episode, objective(widths))
+
+
+def _save_winner(run: Run, objective: Objective) -> None:
+    best = run.journal.best()
+    if best is not None:
+        run.save_network("pruned", objective.build(np.array(best[1].widths)))

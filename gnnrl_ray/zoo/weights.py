@@ -1,0 +1,158 @@
+"""Weights on disk: where they are kept, how they are fetched, checked and read.
+
+Only tensors are ever read (safetensors, or ``torch.load`` with ``weights_only=True``): a
+file that holds anything else is refused before any of it runs.
+"""
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+SOURCE = (
+    "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
+)
+# Each published file carries the first eight digits of its SHA-256 in its name.
+PUBLISHED = {
+    ("resnet20", "cifar10"): "resnet20-12fca82f.th",
+    ("resnet32", "cifar10"): "resnet32-d509ac18.th",
+    ("resnet44", "cifar10"): "resnet44-014dd654.th",
+    ("resnet56", "cifar10"): "resnet56-4bfd9763.th",
+    ("resnet110", "cifar10"): "resnet110-1d1ed7c2.th",
+}
+
+
+class WeightsError(ValueError):
+    """A weights file that is missing, damaged, unsafe or of another network."""
+
+
+def home() -> Path:
+    """Return the folder of weights and data: ``$GNNRL_HOME`` or the user's cache."""
+    if "GNNRL_HOME" in os.environ:
+        return Path(os.environ["GNNRL_HOME"])
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "gnnrl_ray"
+
+
+def weights_path(name: str, dataset: str) -> Path:
+    """Return where the weights of ``name`` for ``dataset`` are kept, there or not."""
+    file = PUBLISHED.get((name, dataset), f"{name}-{dataset}.safetensors")
+    return home() / "weights" / file
+
+
+def fetch_weights(name: str, dataset: str) -> Path:
+    """Return the weights file, downloading it first if it is published and not here.
+
+    Raises:
+        WeightsError: no such file here, and none could be had.
+    """
+    path = weights_path(name, dataset)
+    published = PUBLISHED.get((name, dataset))
+    if published is None:
+        if not path.is_file():
+            raise WeightsError(
+                f"no weights of {name!r} for {dataset!r} are published and none are at "
+                f"{path}; pass your own with --weights FILE."
+            )
+        return path
+    prefix = path.stem.rsplit("-", 1)[1]
+    if path.is_file():
+        _check_hash(path, prefix)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(
+            SOURCE + published, str(path), hash_prefix=prefix, progress=True
+        )
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"cannot download {SOURCE + published} ({error}); put the file at {path} "
+            "yourself, or pass --weights FILE."
+        ) from error
+    return path
+
+
+def _check_hash(path: Path, prefix: str) -> None:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(prefix):
+        raise WeightsError(
+            f"{path}: SHA-256 begins {digest[:8]}, not {prefix}: the file is damaged; "
+            "delete it and it will be fetched again."
+        )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict of tensors, and nothing else, from ``path``.
+
+    A wrapping ``{"state_dict": ...}`` and the ``module.`` prefix of
+    ``nn.DataParallel`` are taken off.
+
+    Raises:
+        WeightsError: the file is missing, truncated, or holds other than tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"no weights file at {path}.") from error
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is not a plain state dict: it is damaged or asks for Python "
+            "objects to be built, which is refused; nothing in it was run. Save "
+            "`network.state_dict()` and pass that file."
+        ) from error
+    except (
+        *(OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError),
+        safetensors.SafetensorError,
+    ) as error:
+        raise WeightsError(f"{path} is truncated or damaged: {error}") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
+        raise WeightsError(f"{path} holds no state dict of tensors.")
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load the state dict at ``path`` into ``network``, strictly.
+
+    Raises:
+        WeightsError: unreadable (see :func:`read_weights`), or of another network; names
+            the first keys that are missing, unknown or of another shape.
+    """
+    state = read_weights(path)
+    expected = network.state_dict()
+    wrong = [
+        *(f"{key} is missing" for key in expected.keys() - state.keys()),
+        *(f"{key} is unknown" for key in state.keys() - expected.keys()),
+        *(
+            f"{key} has shape {tuple(state[key].shape)}, not {tuple(value.shape)}"
+            for key, value in expected.items()
+            if key in state and state[key].shape != value.shape
+        ),
+    ]
+    # Old checkpoints predate the batch counters of normalisation layers.
+    wrong = sorted(w for w in wrong if "num_batches_tracked is missing" not in w)
+    if wrong:
+        shown = "; ".join(wrong[:3]) + (
+            f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        )
+        raise WeightsError(f"{path} is not of this {type(network).__name__}: {shown}.")
+    network.load_state_dict(state, strict=False)
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write the state dict of ``network`` to ``path``, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    partial = path.with_suffix(".partial")
+    safetensors.torch.save_file(state, partial)
+    partial.rename(path)
