@@ -282,8 +282,9 @@ def _finetune_shown(
             )  # fmt: skip
         except KeyboardInterrupt:
             console.print(
-                f"\nInterrupted: what has been trained so far is in {folder}/"
-                "finetuned.safetensors; start over with: gnnrl-ray finetune {folder}"
+                "\nInterrupted: what has been trained so far is in "
+                f"{folder}/finetuned.safetensors; start over with: "
+                f"gnnrl-ray finetune {folder}"
             )
             raise typer.Exit(130) from None
 

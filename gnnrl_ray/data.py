@@ -6,6 +6,7 @@ and normalisation happen on whole batches.
 Axis letters: N images, H height, W width, C channels, B batch.
 """
 
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -186,7 +187,7 @@ def _cifar10(folder: Path) -> tuple[Split, Split, int]:
                 key: torch.from_numpy(file[key])
                 for key in ("x_train", "y_train", "x_test", "y_test")
             }
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path} is damaged ({error}); delete it and run again to fetch it anew."
         ) from error

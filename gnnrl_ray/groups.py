@@ -239,8 +239,11 @@ class _Labels(fx.Interpreter):
         return self._apply(target, target, args, kwargs)
 
     def call_method(self, target, args, kwargs):  # noqa: D102
+        # Labels are broadcast views, which ``view`` would refuse.
+        name = "reshape" if target == "view" else target
+
         def method(x, *rest, **options):
-            return getattr(x, target)(*rest, **options)
+            return getattr(x, name)(*rest, **options)
 
         return self._apply(target, method, args, kwargs)
 

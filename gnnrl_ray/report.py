@@ -74,7 +74,7 @@ def motifs_table(graph: HierarchicalGraph) -> Table:
     table = Table(title=f"{len(graph.levels)} levels")
     for column in ("level", "motif", "instances", "states", "nodes", "edges", "first"):
         left = column in ("motif", "first")
-        table.add_column(column, justify="left" if left else "right")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     features = graph.features(graph.groups.widths)
     for t, motifs in enumerate(graph.levels, start=1):
         for motif in motifs:

@@ -1,0 +1,71 @@
+"""A small network, a small data set and one Ray for the whole run."""
+
+import os
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import numpy as np
+import pytest
+import torch
+
+from gnnrl_ray import Costs, Objective, load_data, trace
+from gnnrl_ray.zoo.resnet import ResNet
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def network():
+    """ResNet-8 with normalisation statistics and weights that are not the initial ones."""
+    torch.manual_seed(0)
+    network = ResNet(8).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.5)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.normal_(module.bias)
+            torch.nn.init.uniform_(module.weight, 0.5, 2)
+    return network
+
+
+@pytest.fixture
+def groups(network):
+    return trace(network, (3, 32, 32))
+
+
+@pytest.fixture
+def costs(groups):
+    return Costs(groups)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_data("digits")
+
+
+@pytest.fixture
+def objective(network, groups, digits):
+    return Objective(network, groups, digits, budget=0.5)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    import ray
+
+    ray.init(
+        num_cpus=4, include_dashboard=False, logging_level="error", log_to_driver=False
+    )
+    yield
+    ray.shutdown()
+
+
+def random_widths(groups, rng):
+    return rng.integers(1, groups.widths + 1)

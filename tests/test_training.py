@@ -1,0 +1,71 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gnnrl_ray.training import (
+    TrainingError,
+    accuracy,
+    recalibrate,
+    steps_per_epoch,
+    train,
+)
+from gnnrl_ray.zoo.resnet import ResNet
+
+
+def test_accuracy_counts_what_is_right(network, digits):
+    with torch.no_grad():
+        right = sum(
+            int((network(images).argmax(1) == labels).sum())
+            for images, labels in digits.test.batches(7)
+        )
+    assert accuracy(network, digits.test) == right / len(digits.test)
+
+
+def test_recalibration_is_the_mean_over_training_images(network, digits):
+    before = copy.deepcopy(network.state_dict())
+    recalibrate(network, digits.train, seed=1)
+    # The first normalisation can be recomputed by hand.
+    order = torch.randperm(len(digits.train), generator=torch.Generator().manual_seed(1))
+    batches = list(digits.train.take(order[:250]).batches(125))
+    outputs = [network.conv1(images) for images, _ in batches]
+    mean = torch.stack([o.mean((0, 2, 3)) for o in outputs]).mean(0)
+    var = torch.stack([o.transpose(0, 1).flatten(1).var(1) for o in outputs]).mean(0)
+    assert torch.allclose(network.bn1.running_mean, mean, atol=1e-3)
+    assert torch.allclose(network.bn1.running_var, var, rtol=1e-3)
+    assert network.bn1.momentum == 0.1
+    assert not network.training
+    for key, value in network.named_parameters():
+        assert torch.equal(value, before[key])
+
+
+def test_training_learns_digits_and_is_repeatable(digits):
+    networks = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        network = ResNet(8)
+        train(network, digits.train, steps=120, seed=3)
+        networks.append(network)
+    first, second = networks
+    assert accuracy(first, digits.test) > 0.8
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_no_steps_change_nothing(network, digits):
+    before = copy.deepcopy(network.state_dict())
+    train(network, digits.train, steps=0)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_diverging_training_says_so(network, digits):
+    with pytest.raises(TrainingError, match="lower --lr"):
+        train(network, digits.train, steps=20, lr=1e12)
+
+
+def test_an_epoch_has_its_last_small_batch(digits):
+    split = replace(
+        digits.train, images=digits.train.images[:129], labels=digits.train.labels[:129]
+    )
+    assert steps_per_epoch(split, 128) == 2

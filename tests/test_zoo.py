@@ -1,0 +1,119 @@
+import hashlib
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gnnrl_ray import accuracy, load_data, load_network
+from gnnrl_ray.zoo import NETWORKS, WeightsError, build_network
+from gnnrl_ray.zoo.resnet import ResNet, Shortcut
+from gnnrl_ray.zoo.weights import load_weights, weights_path
+
+
+@pytest.mark.parametrize(
+    ("name", "params"), [("resnet20", 269_722), ("resnet56", 853_018)]
+)
+def test_parameters_are_the_published_ones(name, params):
+    assert sum(p.numel() for p in build_network(name).parameters()) == params
+
+
+def test_shortcut_halves_the_image_and_surrounds_channels_with_zeros():
+    x = torch.randn(2, 4, 8, 8)
+    out = Shortcut(4, 8)(x)
+    assert torch.equal(out[:, 2:6], x[:, :, ::2, ::2])
+    assert not out[:, :2].any()
+    assert not out[:, 6:].any()
+
+
+def test_depth_must_be_6n_plus_2():
+    with pytest.raises(ValueError, match="got 21"):
+        ResNet(21)
+
+
+def test_unknown_network_lists_the_known():
+    with pytest.raises(ValueError, match="resnet20, resnet32"):
+        build_network("resnet21")
+
+
+@pytest.mark.parametrize("suffix", ["th", "safetensors"])
+def test_weights_come_back(tmp_path, network, suffix):
+    path = tmp_path / f"weights.{suffix}"
+    state = network.state_dict()
+    if suffix == "th":  # as nn.DataParallel and old training scripts save them
+        torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
+    else:
+        save_file(state, path)
+    other = ResNet(8)
+    load_weights(other, path)
+    assert all(torch.equal(v, state[k]) for k, v in other.state_dict().items())
+
+
+def test_weights_of_another_network_name_key_and_shape(tmp_path, network):
+    torch.save(network.state_dict(), tmp_path / "w.th")
+    with pytest.raises(WeightsError, match=r"layer1\.1\.bn1\.bias is missing.*and \d+ more"):
+        load_weights(ResNet(14), tmp_path / "w.th")
+    with pytest.raises(WeightsError, match=r"linear\.bias has shape \(10,\), not \(7,\)"):
+        load_weights(ResNet(8, 7), tmp_path / "w.th")
+
+
+@pytest.mark.parametrize("suffix", ["th", "safetensors"])
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.99])
+def test_truncated_weights_are_refused(tmp_path, network, suffix, share):
+    path = tmp_path / f"w.{suffix}"
+    if suffix == "th":
+        torch.save(network.state_dict(), path)
+    else:
+        save_file(network.state_dict(), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(WeightsError, match="w.*(truncated|damaged)"):
+        load_weights(network, path)
+
+
+class Hostile:
+    def __reduce__(self):
+        return exec, ("import pathlib; pathlib.Path('hostile_ran').touch()",)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))])
+def test_pickled_objects_are_refused_and_not_run(tmp_path, monkeypatch, network, save):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "w.th"
+    save({"state_dict": Hostile()}, path)
+    with pytest.raises(WeightsError, match="nothing in it was run"):
+        load_weights(network, path)
+    assert not (tmp_path / "hostile_ran").exists()
+
+
+def test_a_whole_pickled_network_is_refused(tmp_path, network):
+    torch.save(network, tmp_path / "w.th")
+    with pytest.raises(WeightsError, match="Save `network.state_dict"):
+        load_weights(network, tmp_path / "w.th")
+
+
+def test_damaged_cached_weights_are_found_by_their_hash(tmp_path, monkeypatch):
+    monkeypatch.setenv("GNNRL_HOME", str(tmp_path))
+    path = weights_path("resnet20", "cifar10")
+    path.parent.mkdir()
+    path.write_bytes(b"not the published file")
+    digest = hashlib.sha256(b"not the published file").hexdigest()[:8]
+    with pytest.raises(WeightsError, match=f"begins {digest}, not 12fca82f"):
+        load_network("resnet20")
+
+
+def test_weights_that_nobody_has_published(tmp_path, monkeypatch):
+    monkeypatch.setenv("GNNRL_HOME", str(tmp_path))
+    with pytest.raises(WeightsError, match="--weights FILE"):
+        load_network("resnet20", "cifar100")
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "percent"),
+    [("resnet20", 91.73), ("resnet32", 92.63), ("resnet44", 93.10), ("resnet56", 93.39)],
+)
+def test_published_accuracy(name, percent):
+    assert name in NETWORKS
+    network = load_network(name).to(memory_format=torch.channels_last)
+    assert round(100 * accuracy(network, load_data("cifar10").test), 2) == percent
