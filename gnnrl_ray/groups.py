@@ -2,8 +2,8 @@
 
 One ``torch.fx`` trace; then labels are sent through it in place of activations. Every
 channel that a convolution or a linear layer makes gets a label of its own, operations that
-move channels move the labels, additions unite them. What ends up connected is a group. No
-names of networks or layers are looked at.
+move channels move the labels, additions tie them. Channels that the same layers make are
+one group. No names of networks or layers are looked at.
 
 Axis letters: G prunable groups, C channels of one operation.
 """
@@ -413,23 +413,28 @@ def _describe(labels: _Labels, input_shape: tuple[int, ...]) -> ChannelGroups:
     makers = [
         op for op in labels.operations if op.kind in ("conv", "linear") and not op.depthwise
     ]
-    # Channels that one layer makes are ranked against each other, hence one group.
-    siblings = [np.stack([op.outputs[:-1], op.outputs[1:]], 1) for op in makers]
     channel = _components(labels.minted, labels.ties)
-    group = _components(labels.minted, labels.ties + siblings)
-    frozen = set(group[list(labels.frozen)].tolist())
+    # Channels made by the same layers are ranked against each other: one group.
+    made = np.zeros((channel.max() + 1, len(makers)), bool)
+    for column, op in enumerate(makers):
+        made[channel[op.outputs], column] = True
+    made[channel[list(labels.frozen)]] = False
+    _, group = np.unique(made, axis=0, return_inverse=True)
     number = np.full(labels.minted + 1, FIXED)  # its last entry serves label FIXED
     names: list[str] = []
     widths: list[int] = []
     for op in makers:
-        which = group[op.outputs[0]]
-        if which in frozen or number[op.outputs[0]] >= 0:
-            continue
-        members = np.flatnonzero(group == which)
-        _, position = np.unique(channel[members], return_inverse=True)
-        number[members] = sum(widths) + position
-        names.append(op.module or op.name)
-        widths.append(position.max() + 1)
+        for which in dict.fromkeys(group[channel[op.outputs]].tolist()):
+            first = op.outputs[group[channel[op.outputs]] == which][0]
+            if not made[channel[first]].any() or number[first] >= 0:
+                continue
+            members = np.flatnonzero(group[channel] == which)
+            _, position = np.unique(channel[members], return_inverse=True)
+            number[members] = sum(widths) + position
+            name = op.module or op.name
+            repeated = sum(n.split(":")[0] == name for n in names)
+            names.append(f"{name}:{repeated}" if repeated else name)
+            widths.append(int(position.max()) + 1)
     operations = tuple(
         replace(op, inputs=number[op.inputs], outputs=number[op.outputs])
         for op in labels.operations

@@ -50,13 +50,14 @@ def rank(
     generator = torch.Generator().manual_seed(seed)
     made: list[list[Tensor]] = [[] for _ in groups.names]
     for op in groups.layers:
-        if op.depthwise or op.outputs[0] == FIXED:
+        if op.depthwise:
             continue
-        g = int(groups.group_of(op.outputs[:1])[0])
-        weight = network.get_submodule(op.module).weight.detach().cpu()
-        rows = torch.zeros(groups.widths[g], weight[0].numel())
-        rows[op.outputs - groups.offsets[g]] = weight.flatten(1).float()
-        made[g].append(rows)
+        weight = network.get_submodule(op.module).weight.detach().cpu().flatten(1).float()
+        owner = groups.group_of(op.outputs)
+        for g in np.unique(owner[owner >= 0]):
+            rows = torch.zeros(groups.widths[g], weight.shape[1])
+            rows[op.outputs[owner == g] - groups.offsets[g]] = weight[owner == g]
+            made[g].append(rows)
     score = IMPORTANCES[importance]
     return tuple(
         score(torch.cat(rows, 1), generator).argsort(descending=True, stable=True).numpy()

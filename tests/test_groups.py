@@ -89,8 +89,8 @@ class Zoo(nn.Module):
 
 def test_groups_follow_concatenation_and_gates():
     groups = trace(Zoo(), (3, 8, 8))
-    assert groups.names == ("a",)  # the gate ties both branches and itself together
-    assert groups.widths.tolist() == [10]
+    assert groups.names == ("a", "b")  # the gate has a part in each
+    assert groups.widths.tolist() == [4, 6]
 
 
 def modules_that_fail():

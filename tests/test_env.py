@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from gnnrl_ray import PruningEnv
+from gnnrl_ray.objective import Objective
+
+
+@pytest.fixture
+def make(objective):
+    def make(**config):
+        return PruningEnv({"objective": lambda: objective, **config})
+
+    return make
+
+
+def test_gymnasium_finds_no_fault(make):
+    check_env(make(), skip_render_check=True)
+
+
+def test_reset_is_the_dense_network(make, objective, groups):
+    env = make()
+    observation, _ = env.reset(seed=0)
+    assert observation in env.observation_space
+    env.step(np.full(6, 0.9))
+    assert np.array_equal(env.reset()[0], observation)
+
+
+def test_an_episode_takes_steps_until_the_budget_is_met(make, objective):
+    env = make(fit=False)
+    env.reset()
+    rewards, steps = [], 0
+    done = False
+    while not done:
+        _, reward, done, truncated, info = env.step(np.full(6, 0.1))
+        rewards.append(reward)
+        steps += 1
+        assert not truncated
+    outcome = info["outcome"]
+    assert steps > 1
+    assert rewards[:-1] == [0.0] * (steps - 1)
+    assert rewards[-1] == outcome.reward == outcome.accuracy - 1
+    # width * 0.9 rounded, step after step, and never a group below one channel
+    assert all(w < d for w, d in zip(outcome.widths, objective.groups.widths, strict=True))
+
+
+def test_fit_uses_the_budget(make, objective, costs, rng):
+    env = make()
+    for _ in range(20):
+        env.reset()
+        _, _, done, _, info = env.step(rng.uniform(0.5, 1, 6))
+        assert done
+        macs = info["outcome"].macs / costs.macs(objective.groups.widths)
+        assert 0.45 < macs <= 0.5
+
+
+def test_without_fit_the_action_is_taken_to_the_letter(make, objective):
+    env = make(fit=False)
+    env.reset()
+    _, _, done, _, info = env.step(np.full(6, 0.75, np.float32))
+    assert done
+    assert info["outcome"].widths == (4, 4, 8, 8, 16, 16)
+
+
+def test_widths_never_grow_and_keep_their_floor(make, objective, rng):
+    env = make(fit=False, max_steps=3)
+    env.reset()
+    env.step(np.zeros(6))
+    observation, *_ = env.step(np.zeros(6))
+    assert np.array_equal(observation, env.reset()[0])
+    env.reset()
+    _, _, _, _, info = env.step(np.ones(6))
+    assert info["outcome"].widths == tuple(objective.floor)
+
+
+def test_timeout_is_scaled_to_the_budget(make, objective):
+    env = make(max_steps=2)
+    env.reset()
+    assert not env.step(np.zeros(6))[2]
+    _, reward, done, _, info = env.step(np.zeros(6))
+    assert done
+    assert objective.satisfied(np.array(info["outcome"].widths))
+    assert reward == info["outcome"].reward
+
+
+def test_timeout_with_penalty(make):
+    env = make(max_steps=1, on_timeout="penalty")
+    env.reset()
+    _, reward, done, _, info = env.step(np.zeros(6))
+    assert done
+    assert reward == -1
+    assert info == {}
+
+
+def test_the_observation_is_the_pruned_networks_graph(make, objective):
+    env = make(fit=False)
+    dense, _ = env.reset()
+    pruned, *_ = env.step(np.full(6, 0.1))
+    assert (pruned != dense).any()
+    assert pruned in env.observation_space
+
+
+def test_timeouts_are_one_of_two(make):
+    with pytest.raises(ValueError, match="got 'ignore'"):
+        make(on_timeout="ignore")
+
+
+def test_two_rollouts_are_the_same(network, groups, digits):
+    def rollout():
+        objective = Objective(network, groups, digits, budget=0.5)
+        env = PruningEnv({"objective": lambda: objective})
+        env.reset(seed=1)
+        env.action_space.seed(1)
+        return env.step(env.action_space.sample())[1]
+
+    assert rollout() == rollout()

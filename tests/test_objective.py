@@ -1,0 +1,97 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_widths
+
+from gnnrl_ray import Objective, Outcome, accuracy, mask, prune
+from gnnrl_ray.costs import BudgetError
+from gnnrl_ray.objective import parse_finetune
+from gnnrl_ray.training import recalibrate
+
+
+def make(network, groups, digits, **settings):
+    return Objective(network, groups, digits, budget=0.5, **settings)
+
+
+def test_outcome_is_what_the_pruned_network_scores(network, groups, digits, costs, rng):
+    widths = random_widths(groups, rng)
+    outcome = make(network, groups, digits, finetune="none")(widths)
+    smaller = prune(network, groups, widths)
+    assert outcome.accuracy == accuracy(smaller, digits.validation)
+    assert outcome.reward == outcome.accuracy - 1
+    assert outcome.macs == costs.macs(widths)
+    assert outcome.params == sum(p.numel() for p in smaller.parameters())
+    assert outcome.widths == tuple(widths)
+
+
+def test_recalibration_is_applied(network, groups, digits, rng):
+    widths = random_widths(groups, rng)
+    outcome = make(network, groups, digits, finetune="recalibrate", seed=3)(widths)
+    silenced = mask(network, groups, widths)
+    recalibrate(silenced, digits.train, seed=3)
+    assert outcome.accuracy == accuracy(silenced, digits.validation)
+
+
+def test_training_steps_and_epochs_move_the_weights(network, groups, digits):
+    widths = groups.widths // 2
+    plain = make(network, groups, digits, finetune="none").build(widths)
+    for finetune in (2, "epoch"):
+        trained = make(network, groups, digits, finetune=finetune).build(widths)
+        assert not torch.equal(trained.conv1.weight, plain.conv1.weight)
+        assert not trained.training
+
+
+def test_identical_candidates_are_scored_once(objective, groups, monkeypatch):
+    builds = []
+    build = Objective.build
+    monkeypatch.setattr(
+        Objective, "build", lambda self, w: builds.append(w) or build(self, w)
+    )
+    widths = groups.widths // 2
+    assert objective(widths) is objective(widths.copy())
+    assert len(builds) == 1
+    other = Outcome(tuple(widths - 1), 1, 1, 0.5, -0.5, 0.0)
+    objective.learn([other])
+    assert objective(widths - 1) is other
+    assert len(builds) == 1
+
+
+def test_outcomes_survive_json(objective, groups):
+    import json
+
+    outcome = objective(groups.widths // 2)
+    assert Outcome.from_dict(json.loads(json.dumps(outcome.to_dict()))) == outcome
+
+
+def test_an_objective_can_be_sent_to_another_process(objective, groups):
+    widths = groups.widths // 2
+    again = pickle.loads(pickle.dumps(objective))
+    assert again(widths).accuracy == objective(widths).accuracy
+
+
+def test_budget_is_checked(network, groups, digits):
+    with pytest.raises(BudgetError, match="at least|from"):
+        Objective(network, groups, digits, budget=0.001)
+
+
+def test_satisfied_counts_whole_channels(objective, groups, costs):
+    widths = costs.fit(groups.widths, objective.floor, 0.5)
+    assert objective.satisfied(widths)
+    assert not objective.satisfied(np.minimum(widths + 1, groups.widths))
+
+
+@pytest.mark.parametrize("text", ["none", "recalibrate", "epoch"])
+def test_finetune_words(text):
+    assert parse_finetune(text) == text
+
+
+def test_finetune_steps():
+    assert parse_finetune("200") == 200
+
+
+@pytest.mark.parametrize("text", ["", "0", "-3", "1.5", "all"])
+def test_other_finetunes_are_refused(text):
+    with pytest.raises(ValueError, match="--finetune"):
+        parse_finetune(text)
