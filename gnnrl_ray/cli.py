@@ -51,6 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+errors = Console(stderr=True)  # and progress, so that output can be piped
 
 # The embedded data set, small enough to train a network and its winner on the spot.
 _EMBEDDED, _EMBEDDED_EPOCHS = "digits", 20
@@ -86,13 +87,13 @@ def _progress(title: str, total: int, every: int) -> Iterator[Callable[[int, str
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
         task = bar.add_task(title, total=total, note="")
 
         def advance(done: int, note: str) -> None:
             bar.update(task, completed=done, note=note)
-            if not console.is_terminal and (done % every == 0 or done == total):
-                console.print(f"{title} {done}/{total} {note}")
+            if not errors.is_terminal and (done % every == 0 or done == total):
+                errors.print(f"{title} {done}/{total} {note}")
 
         yield advance
 
@@ -248,7 +249,7 @@ def _interrupted(folder: Path, total: int) -> NoReturn:
     said = f"{len(journal)} of {total} episodes are in {folder}/journal.jsonl"
     if best is not None:
         said += f", the best so far ({best[1].accuracy:.2%}) in {folder}/best.json"
-    console.print(f"\nInterrupted: {said}. Go on with: gnnrl-ray search --resume {folder}")
+    errors.print(f"\nInterrupted: {said}. Go on with: gnnrl-ray search --resume {folder}")
     raise typer.Exit(130)
 
 
@@ -281,7 +282,7 @@ def _finetune_shown(
                 on_step=lambda step, loss: advance(step, f"loss {loss:.3f}"),
             )  # fmt: skip
         except KeyboardInterrupt:
-            console.print(
+            errors.print(
                 "\nInterrupted: what has been trained so far is in "
                 f"{folder}/finetuned.safetensors; start over with: "
                 f"gnnrl-ray finetune {folder}"
@@ -363,7 +364,6 @@ def main() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     warnings.simplefilter("ignore")
     logging.getLogger("ray").setLevel(logging.ERROR)
-    errors = Console(stderr=True)
     try:
         app()
     except (TrainingError, JournalError, OSError) as error:

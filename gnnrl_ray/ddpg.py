@@ -72,7 +72,7 @@ class DDPGConfig(AlgorithmConfig):
         self.target_network_update_freq = 0
         self.warmup_episodes = 30
         self.noise = 0.5
-        self.noise_decay = 0.95
+        self.noise_decay = 0.97
         self.noise_floor = 0.0
         self.updates_per_step = 1.0
         self.max_updates_owed = 64
@@ -333,6 +333,12 @@ class DDPG(Algorithm):
         self._under_way: dict[int, int] = {}  # episode number by env runner
         self._updates_owed = 0.0
         super().setup(config)
+        group = self.env_runner_group
+        if group.num_remote_env_runners() and not group.healthy_env_runner_ids():
+            raise RuntimeError(
+                "every env runner died while it was set up; run with 0 env runners to "
+                "see why in this process."
+            )
         self.local_replay_buffer.rng = np.random.default_rng(self.config.seed)
 
     @property

@@ -1,6 +1,7 @@
 """A small network, a small data set and one Ray for the whole run."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -61,7 +62,12 @@ def ray_session():
     import ray
 
     ray.init(
-        num_cpus=4, include_dashboard=False, logging_level="error", log_to_driver=False
+        num_cpus=4,
+        include_dashboard=False,
+        logging_level="error",
+        log_to_driver=False,
+        # Env runners import the environments of the tests.
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},
     )
     yield
     ray.shutdown()

@@ -1,0 +1,279 @@
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from scipy.stats import kstest, truncnorm
+
+from gnnrl_ray import HierarchicalGraph
+from gnnrl_ray.ddpg import DDPG, DDPGConfig
+from gnnrl_ray.env import GraphBox
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+class Aim(gym.Env):
+    """One step; the best action is the observation, seen through a fixed matrix."""
+
+    def __init__(self, config=None):
+        self.observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+        self.action_space = gym.spaces.Box(-2, 2, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.goal = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return self.goal, {}
+
+    def step(self, action):
+        target = np.array([self.goal[0] + self.goal[1], self.goal[0] - self.goal[1]]) * 0.9
+        reward = -float(np.square(action - target).mean())
+        return self.goal, reward, True, False, {}
+
+
+class Graph(gym.Env):
+    """Like ``Aim``, on the graph of a small network in one of two states."""
+
+    def __init__(self, config):
+        self.graph = HierarchicalGraph(config["groups"])
+        self.observation_space = GraphBox(self.graph.shape, self.graph.levels)
+        self.action_space = gym.spaces.Box(0, 1, (3,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.wide = bool(self.np_random.integers(2))
+        widths = self.graph.groups.widths
+        return self.graph.features(widths if self.wide else widths // 2), {}
+
+    def step(self, action):
+        target = 0.8 if self.wide else 0.2
+        reward = -float(np.square(action - target).mean())
+        return self.graph.features(self.graph.groups.widths), reward, True, False, {}
+
+
+def config(env=Aim, **training):
+    settings = {"warmup_episodes": 4, "updates_per_step": 2, "hidden": (32, 32)} | training
+    return (
+        DDPGConfig()
+        .environment(env)
+        .env_runners(num_cpus_per_env_runner=0.5)
+        .training(**settings)
+        .debugging(seed=1, log_level="ERROR")
+    )
+
+
+def run(algorithm, episodes):
+    """Run to ``episodes``; return {number: (observation, action, reward)}."""
+    seen = {}
+    algorithm.on_episode = lambda index, episode: seen.setdefault(
+        index,
+        (episode.get_observations(0), episode.get_actions(0), episode.get_return()),
+    )
+    while algorithm.episodes_done < episodes:
+        algorithm.train()
+    return seen
+
+
+def module_of(algorithm):
+    return algorithm.learner_group._learner.module[DEFAULT_MODULE_ID].unwrapped()
+
+
+def weights_of(algorithm):
+    return {k: v.clone() for k, v in module_of(algorithm).state_dict().items()}
+
+
+def same(first, second):
+    return all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.fixture
+def build():
+    algorithms = []
+
+    def build(settings):
+        algorithms.append(settings.build_algo())
+        return algorithms[-1]
+
+    yield build
+    for algorithm in algorithms:
+        algorithm.stop()
+
+
+def test_defaults_are_the_papers():
+    defaults = DDPGConfig()
+    assert defaults.tau == 0.01
+    assert defaults.warmup_episodes == 30
+    assert defaults.train_batch_size_per_learner == 64
+    assert defaults.replay_buffer_config["capacity"] == 2000
+
+
+def test_one_update_equals_two_backward_passes_by_hand(build):
+    algorithm = build(config())
+    run(algorithm, 6)
+    module = module_of(algorithm)
+    learner = algorithm.learner_group._learner
+    batch = {
+        Columns.OBS: torch.rand(8, 2), Columns.NEXT_OBS: torch.rand(8, 2),
+        Columns.ACTIONS: torch.rand(8, 2), Columns.REWARDS: torch.rand(8),
+        Columns.TERMINATEDS: torch.tensor([True, False] * 4),
+    }  # fmt: skip
+    settings = algorithm.config
+    loss = learner.compute_loss_for_module(
+        module_id=DEFAULT_MODULE_ID,
+        config=settings,
+        batch=batch,
+        fwd_out=module._forward_train(batch),
+    )
+    parameters = [*module.actor.parameters(), *module.critic.parameters()]
+    found = torch.autograd.grad(loss, parameters)
+
+    following = module.target_critic(
+        batch[Columns.NEXT_OBS], module.target_actor(batch[Columns.NEXT_OBS])
+    )
+    going_on = 1 - batch[Columns.TERMINATEDS].float()
+    y = batch[Columns.REWARDS] + settings.gamma * going_on * following.detach()
+    q = module.critic(batch[Columns.OBS], batch[Columns.ACTIONS])
+    critic = torch.autograd.grad((y - q).square().mean(), list(module.critic.parameters()))
+    value = module.critic(batch[Columns.OBS], module.actor(batch[Columns.OBS])).mean()
+    actor = torch.autograd.grad(-value, list(module.actor.parameters()))
+    for a, b in zip(found, [*actor, *critic], strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_targets_follow_by_tau(build):
+    algorithm = build(config(tau=0.25))
+    run(algorithm, 4)
+    module = module_of(algorithm)
+    before = {k: v.clone() for k, v in module.target_critic.named_parameters()}
+    algorithm._update()
+    for key, parameter in module.critic.named_parameters():
+        expected = 0.75 * before[key] + 0.25 * parameter
+        assert torch.allclose(module.target_critic.get_parameter(key), expected, atol=1e-6)
+
+
+def test_nothing_is_learnt_before_warm_up_is_over(build):
+    algorithm = build(config(warmup_episodes=6))
+    before = weights_of(algorithm)
+    run(algorithm, 5)
+    assert same(before, weights_of(algorithm))
+    run(algorithm, 6)
+    assert not same(before, weights_of(algorithm))
+
+
+def test_exploration_follows_the_global_episode(build):
+    algorithm = build(config(warmup_episodes=2, noise=0.4, noise_decay=0.5))
+    module = module_of(algorithm)
+    module.generator = np.random.default_rng(0)
+    mean = np.full((20_000, 2), 1.0, np.float32)
+    module.episode = 1
+    assert kstest(module._explore(mean)[:, 0], "uniform", (-2, 4)).pvalue > 1e-3
+    for episode, sigma in ((2, 1.6), (4, 0.4)):  # of a range that is four wide
+        module.episode = episode
+        drawn = module._explore(mean)[:, 0]
+        expected = truncnorm((-2 - 1) / sigma, (2 - 1) / sigma, 1, sigma)
+        assert kstest(drawn, expected.cdf).pvalue > 1e-3
+        assert drawn.abs().max() <= 2
+
+
+def test_the_same_seed_gives_the_same_run_with_and_without_a_runner(build):
+    first = run(build(config()), 12)
+    second = run(build(config()), 12)
+    remote = run(build(config().env_runners(num_env_runners=1)), 12)
+    assert set(first) == set(remote) == set(range(12))
+    for index in range(12):
+        for a, b, c in zip(first[index], second[index], remote[index], strict=True):
+            assert np.array_equal(a, b)
+            assert np.array_equal(a, c)
+
+
+def test_episodes_start_differently(build):
+    starts = [obs for obs, _, _ in run(build(config()), 8).values()]
+    assert len({start.tobytes() for start in starts}) == 8
+
+
+def test_many_runners_share_one_schedule(build):
+    alone = run(build(config(warmup_episodes=10)), 10)
+    many = run(
+        build(config(warmup_episodes=10).env_runners(num_env_runners=3)), 14
+    )
+    assert set(range(10)) <= set(many)
+    for index in range(10):
+        assert np.array_equal(alone[index][1], many[index][1])
+
+
+def test_a_checkpoint_goes_on_as_if_nothing_had_happened(build, tmp_path):
+    whole = build(config())
+    straight = run(whole, 16)
+    half = build(config())
+    run(half, 9)
+    path = half.save_to_path(tmp_path / "checkpoint")
+    again = build(config())
+    again.restore_from_path(path)
+    assert again.episodes_done == 9
+    resumed = run(again, 16)
+    assert set(resumed) == set(range(9, 16))
+    for index, (_, action, _) in resumed.items():
+        assert np.array_equal(action, straight[index][1])
+    assert same(weights_of(whole), weights_of(again))
+    assert again.local_replay_buffer.get_num_timesteps() == 16
+
+
+def test_a_killed_runners_episode_is_run_again(build):
+    import ray
+
+    algorithm = build(config(warmup_episodes=100).env_runners(num_env_runners=2))
+    algorithm.train()
+    group = algorithm.env_runner_group
+    ray.kill(group._worker_manager.actors()[group.healthy_env_runner_ids()[0]], no_restart=False)
+    seen = run(algorithm, 30)
+    missing = set(range(max(seen) + 1)) - set(seen) - set(algorithm._under_way.values())
+    # What came in before the counting started is not missing either.
+    assert missing <= {0, 1} | set(algorithm._lost)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"tau": 0.0}, "`tau` must lie in"), ({"tau": 2.0}, "got 2.0")],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        config(**settings).validate()
+
+
+def test_vectorised_environments_are_refused():
+    settings = config().env_runners(num_envs_per_env_runner=2)
+    with pytest.raises(ValueError, match="scale with `num_env_runners`"):
+        settings.validate()
+
+
+def test_the_algorithm_is_the_configs():
+    assert DDPGConfig().algo_class is DDPG
+
+
+def test_it_learns_to_act_on_what_it_sees(build):
+    algorithm = build(
+        config(warmup_episodes=20, updates_per_step=8, actor_lr=1e-3, noise_decay=0.97)
+    )
+    rewards = [reward for _, _, reward in run(algorithm, 160).values()]
+    assert np.mean(rewards[:20]) < -1
+    assert np.mean(rewards[-20:]) > -0.1
+
+
+def test_it_learns_on_graphs_what_only_the_graph_tells(build, groups):
+    settings = config(
+        Graph, warmup_episodes=20, updates_per_step=8, actor_lr=1e-3, noise_decay=0.95,
+        graph_dim=16,
+    ).environment(Graph, env_config={"groups": groups})  # fmt: skip
+    rewards = [reward for _, _, reward in run(build(settings), 120).values()]
+    # One action for both states cannot do better than -0.09.
+    assert np.mean(rewards[-20:]) > -0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runners", [0, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_pendulum(build, runners, seed):
+    """Greedy return above -250 within 20,000 steps."""
+    from tuned_examples import pendulum
+
+    assert pendulum.run(runners, seed)["steps"] <= 20_000
