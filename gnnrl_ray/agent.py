@@ -1,5 +1,6 @@
 """Lets the DDPG agent search: objective, run directory -> episodes, checkpoints, events."""
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,8 @@ def run_agent(
         gpus_per_env_runner: share of a GPU for each actor.
     """
     settings = run.settings
+    # It would announce, and advise on, what is meant to be so.
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     started_here = not ray.is_initialized()
     if started_here:
         ray.init(include_dashboard=False, logging_level="error", log_to_driver=False)

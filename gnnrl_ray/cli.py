@@ -2,11 +2,10 @@
 
 import contextlib
 import json
-import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -22,14 +21,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from torch import nn
+from typer.models import OptionInfo
 
 from gnnrl_ray.costs import Costs
 from gnnrl_ray.data import VALIDATIONS, Data, load_data
+from gnnrl_ray.env import TIMEOUTS
 from gnnrl_ray.finetuning import finetune
 from gnnrl_ray.graph import HierarchicalGraph
 from gnnrl_ray.groups import trace
 from gnnrl_ray.journal import JournalError
-from gnnrl_ray.objective import Outcome
+from gnnrl_ray.objective import Outcome, parse_finetune
 from gnnrl_ray.pruner import IMPORTANCES
 from gnnrl_ray.report import (
     draw_search,
@@ -56,6 +57,20 @@ errors = Console(stderr=True)  # and progress, so that output can be piped
 # The embedded data set, small enough to train a network and its winner on the spot.
 _EMBEDDED, _EMBEDDED_EPOCHS = "digits", 20
 
+
+
+def _choice(choices: Iterable[str], text: str) -> OptionInfo:
+    """Return an option that takes one of ``choices``."""
+
+    def parse(word: str) -> str:
+        if word not in choices:
+            known = ", ".join(map(repr, choices))
+            raise typer.BadParameter(f"{word!r} is not one of {known}.")
+        return word
+
+    return typer.Option(parser=parse, metavar="|".join(choices), help=text)
+
+
 NetworkOption = Annotated[str, typer.Option(help=f"One of: {', '.join(NETWORKS)}.")]
 DatasetOption = Annotated[str, typer.Option(help="digits (embedded) or cifar10.")]
 DataDirOption = Annotated[
@@ -68,9 +83,10 @@ WeightsOption = Annotated[
 ]
 ValidationOption = Annotated[
     str,
-    typer.Option(
-        help=f"{' or '.join(VALIDATIONS)}: where validation images are taken from. "
-        "test-5k is the paper's protocol; what is left of the test set is the holdout."
+    _choice(
+        VALIDATIONS,
+        "Where validation images are taken from. test-5k is the paper's protocol; what is "
+        "left of the test set is the holdout.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -138,17 +154,21 @@ def search_command(
     episodes: Annotated[
         int, typer.Option(min=1, help="Candidates to score, 30 of them at random.")
     ] = 180,
-    method: Annotated[str, typer.Option(help=f"One of: {', '.join(METHODS)}.")] = "gnn-rl",
+    method: Annotated[
+        str, _choice(METHODS, "How to search.")
+    ] = "gnn-rl",
     finetune_: Annotated[
         str,
         typer.Option(
             "--finetune",
-            help="Before a candidate is scored: recalibrate (normalisation statistics), "
-            "none, epoch, or a number of training steps.",
+            metavar="recalibrate|none|epoch|STEPS",
+            help="Before a candidate is scored: recompute normalisation statistics, do "
+            "nothing, or train for an epoch or a number of steps.",
         ),
     ] = "recalibrate",
     importance: Annotated[
-        str, typer.Option(help=f"What ranks channels: {', '.join(IMPORTANCES)}.")
+        str,
+        _choice(IMPORTANCES, "What ranks channels."),
     ] = "l2",
     min_keep: Annotated[
         float, typer.Option(help="Smallest share of a group's channels to keep.")
@@ -158,7 +178,12 @@ def search_command(
         typer.Option(help="Scale an episode's last step back to use the whole budget."),
     ] = True,
     on_timeout: Annotated[
-        str, typer.Option(help="fit or penalty, after --max-steps without the budget.")
+        str,
+        _choice(
+            TIMEOUTS,
+            "After --max-steps without the budget: scale all groups down to it, or end "
+            "with the worst reward.",
+        ),
     ] = "fit",
     max_steps: Annotated[int, typer.Option(min=1, help="Of one episode.")] = 8,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -209,6 +234,7 @@ def search_command(
     untrained = build_network(network)
     data = load_data(dataset, data_dir, validation)
     # Before anything takes long.
+    parse_finetune(finetune_)
     Costs(trace(untrained, data.input_shape)).check_budget(number, min_keep)
     base = _base_network(network, data, weights)
     total = 1 if method == "uniform" else episodes
@@ -361,9 +387,7 @@ def inspect_command(
 def main() -> None:
     """Run a command; say in one line what is wrong, if anything is."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     warnings.simplefilter("ignore")
-    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         app()
     except (TrainingError, JournalError, OSError) as error:

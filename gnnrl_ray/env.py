@@ -12,6 +12,9 @@ from gnnrl_ray.graph import HierarchicalGraph, Motif
 from gnnrl_ray.objective import Objective
 
 
+TIMEOUTS = ("fit", "penalty")
+
+
 class GraphBox(gym.spaces.Box):
     """Features of a graph of fixed topology; the topology rides along as ``levels``."""
 
@@ -52,7 +55,7 @@ class PruningEnv(gym.Env):
     def __init__(self, config: dict) -> None:
         settings = {"fit": True, "max_steps": 8, "on_timeout": "fit", "levels": 2}
         settings |= config
-        if settings["on_timeout"] not in ("fit", "penalty"):
+        if settings["on_timeout"] not in TIMEOUTS:
             raise ValueError(
                 f"`on_timeout` must be fit or penalty, got {settings['on_timeout']!r}."
             )

@@ -1,0 +1,146 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from gnnrl_ray import accuracy, load_pruned, search
+from gnnrl_ray.journal import Journal
+from gnnrl_ray.objective import Objective
+from gnnrl_ray.run import RunError
+
+
+@pytest.fixture
+def short(network, digits, tmp_path):
+    """Search in ``tmp_path / "run"`` with small numbers."""
+
+    def short(method="random", **settings):
+        settings = {"episodes": 6, "finetune": "none", "out": tmp_path / "run"} | settings
+        return search(network, digits, method=method, **settings)
+
+    return short
+
+
+AGENT = {"warmup_episodes": 4, "updates_per_step": 2, "hidden": (16,), "graph_dim": 8}
+
+
+def widths(folder):
+    return [outcome.widths for _, outcome in Journal(folder / "journal.jsonl")]
+
+
+def test_random_search_keeps_the_best(short, tmp_path, network, digits, costs):
+    seen = []
+    best = short(on_episode=lambda done, best: seen.append((done, best.accuracy)))
+    outcomes = [o for _, o in Journal(tmp_path / "run/journal.jsonl")]
+    assert [done for done, _ in seen] == [1, 2, 3, 4, 5, 6]
+    assert seen[-1][1] == best.accuracy == max(o.accuracy for o in outcomes)
+    assert all(o.macs <= costs.macs(costs.groups.widths) / 2 for o in outcomes)
+    facts = json.loads((tmp_path / "run/best.json").read_text())
+    assert list(facts["groups"].values()) == list(best.widths)
+    winner = load_pruned(tmp_path / "run", network)
+    assert accuracy(winner, digits.validation) == best.accuracy
+
+
+def test_uniform_has_one_candidate(short, tmp_path):
+    best = short("uniform", episodes=180)
+    assert len(widths(tmp_path / "run")) == 1
+    assert np.ptp(np.array(best.widths) / [16, 16, 32, 32, 64, 64]) < 1 / 16
+
+
+def test_seeds_decide(short, tmp_path):
+    short(out=tmp_path / "a", seed=1)
+    short(out=tmp_path / "b", seed=1)
+    short(out=tmp_path / "c", seed=2)
+    assert widths(tmp_path / "a") == widths(tmp_path / "b") != widths(tmp_path / "c")
+
+
+def test_an_interrupted_search_goes_on_and_scores_nothing_twice(
+    short, tmp_path, monkeypatch
+):
+    straight = short(out=tmp_path / "straight")
+    scored = []
+    build = Objective.build
+
+    def interrupt(self, candidate):
+        if len(scored) == 3:
+            scored.append(None)
+            raise KeyboardInterrupt
+        scored.append(tuple(candidate))
+        return build(self, candidate)
+
+    monkeypatch.setattr(Objective, "build", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        short()
+    # What there was is whole: the journal, the best so far and its weights.
+    assert len(widths(tmp_path / "run")) == 3
+    assert load_pruned(tmp_path / "run", straight_network(short)) is not None
+    scored.clear()
+    scored.extend([None] * 10)
+    again = short(resume=True)
+    assert again.widths == straight.widths
+    assert widths(tmp_path / "run") == widths(tmp_path / "straight")
+    assert len(scored) - 10 == 3 + 1  # three candidates, and the winner's weights
+
+
+def straight_network(short):
+    return short.__closure__[[*short.__code__.co_freevars].index("network")].cell_contents
+
+
+def test_a_run_in_the_way_is_refused(short):
+    short()
+    with pytest.raises(RunError, match="--resume"):
+        short()
+    short(overwrite=True)
+
+
+def test_unknown_methods_list_the_known(short):
+    with pytest.raises(ValueError, match="gnn-rl, uniform, random"):
+        short("greedy")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_agent_searches_resumes_and_repeats_itself(short, tmp_path):
+    straight = short("gnn-rl", agent=AGENT, episodes=14, out=tmp_path / "straight")
+    assert len(widths(tmp_path / "straight")) == 14
+    assert (tmp_path / "straight/checkpoint").is_dir()
+    assert list((tmp_path / "straight/events").glob("events.out.tfevents*"))
+
+    def interrupt(done, best):
+        if done == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        short("gnn-rl", agent=AGENT, episodes=14, on_episode=interrupt)
+    assert len(widths(tmp_path / "run")) == 9
+    resumed = short("gnn-rl", agent=AGENT, episodes=14, resume=True)
+    assert resumed.widths == straight.widths
+    assert widths(tmp_path / "run") == widths(tmp_path / "straight")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_remote_env_runners_find_the_same(short, tmp_path):
+    short("gnn-rl", agent=AGENT, episodes=6, out=tmp_path / "local")
+    short("gnn-rl", agent=AGENT, episodes=6, out=tmp_path / "remote", env_runners=1)
+    assert widths(tmp_path / "local") == widths(tmp_path / "remote")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_the_agent_beats_dice_on_digits(digits, tmp_path):
+    from gnnrl_ray import train
+    from gnnrl_ray.zoo.resnet import ResNet
+
+    torch.manual_seed(0)
+    network = ResNet(8)
+    train(network, digits.train, steps=160)
+    scores = {
+        method: [
+            search(
+                network, digits, flops=0.3, method=method, episodes=120, seed=seed,
+                out=tmp_path / f"{method}{seed}",
+            ).accuracy
+            for seed in range(2)
+        ]
+        for method in ("random", "gnn-rl")
+    }  # fmt: skip
+    assert np.mean(scores["gnn-rl"]) > np.mean(scores["random"])
