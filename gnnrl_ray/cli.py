@@ -58,7 +58,6 @@ errors = Console(stderr=True)  # and progress, so that output can be piped
 _EMBEDDED, _EMBEDDED_EPOCHS = "digits", 20
 
 
-
 def _choice(choices: Iterable[str], text: str) -> OptionInfo:
     """Return an option that takes one of ``choices``."""
 
@@ -154,9 +153,7 @@ def search_command(
     episodes: Annotated[
         int, typer.Option(min=1, help="Candidates to score, 30 of them at random.")
     ] = 180,
-    method: Annotated[
-        str, _choice(METHODS, "How to search.")
-    ] = "gnn-rl",
+    method: Annotated[str, _choice(METHODS, "How to search.")] = "gnn-rl",
     finetune_: Annotated[
         str,
         typer.Option(

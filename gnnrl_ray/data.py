@@ -168,7 +168,10 @@ def load_data(
     if validation == "test-5k":
         order = torch.randperm(len(test), generator=generator)
         size = min(_VALIDATION_SIZE, len(test) // 2)
-        held, seen = test.take(order[size:].sort()[0]), test.take(order[:size].sort()[0])
+        held, seen = (
+            test.take(order[size:].sort()[0]),
+            test.take(order[:size].sort()[0]),
+        )
     else:
         order = torch.randperm(len(train), generator=generator)
         size = min(_VALIDATION_SIZE, len(train) // 10)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn.dqn_learner import DQNLearner
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import POLICY_LOSS_KEY
@@ -26,6 +26,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.from_config import NotProvided
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     LEARNER_RESULTS,
@@ -145,7 +146,7 @@ class DDPGConfig(AlgorithmConfig):
     def validate(self) -> None:
         """Raise ``ValueError`` for settings that do not go together."""
         super().validate()
-        if self.num_learners > 1 or self.num_envs_per_env_runner != 1:
+        if (self.num_learners or 0) > 1 or self.num_envs_per_env_runner != 1:
             self._value_error(
                 "DDPG numbers its episodes globally: use `num_learners` <= 1 and "
                 "`num_envs_per_env_runner` = 1; scale with `num_env_runners`."

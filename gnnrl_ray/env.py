@@ -11,7 +11,6 @@ import numpy as np
 from gnnrl_ray.graph import HierarchicalGraph, Motif
 from gnnrl_ray.objective import Objective
 
-
 TIMEOUTS = ("fit", "penalty")
 
 

@@ -76,8 +76,8 @@ class HierarchicalGraph:
         else:
             instances = self._instances()
             occurrences: dict[tuple, list[tuple[int, int]]] = {}
-            for signature, *span in instances:
-                occurrences.setdefault(signature, []).append(tuple(span))
+            for signature, start, stop in instances:
+                occurrences.setdefault(signature, []).append((start, stop))
             order = [span for spans in occurrences.values() for span in spans]
             motifs = tuple(map(self._motif, occurrences.values()))
             edges = [order.index((start, stop)) for _, start, stop in instances]
@@ -100,7 +100,10 @@ class HierarchicalGraph:
         Args:
             widths: int [..., G].
         """
-        now, dense = self._edge_channels(widths), self._edge_channels(self.groups.widths)
+        now, dense = (
+            self._edge_channels(widths),
+            self._edge_channels(self.groups.widths),
+        )
         logs = np.log2(1 + now) / _LOG_SCALE
         kept = now / dense
         share = np.sqrt(self._edge_macs(widths))
@@ -159,8 +162,14 @@ class HierarchicalGraph:
         inside = range(start + 1, stop + 1)
         members = [self.groups.operations[i] for i in inside]
         signature = tuple(
-            (op.kind, op.kernel, self._stride(i), op.depthwise, op.bias)
-            + tuple(p - start for p in op.parents)
+            (
+                op.kind,
+                op.kernel,
+                self._stride(i),
+                op.depthwise,
+                op.bias,
+                *tuple(p - start for p in op.parents),
+            )
             for i, op in zip(inside, members, strict=True)
         )
         weighted = any(op.kind in ("conv", "linear") for op in members)

@@ -28,7 +28,7 @@ ZERO = -1  # no channel to take from: zeros instead
 
 
 class TraceError(ValueError):
-    """A network that cannot be traced, or an operation whose channels are not understood."""
+    """A network that cannot be traced, or an operation that is not understood."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,21 +209,21 @@ class _Labels(fx.Interpreter):
 
     # The interpreter: one method for each sort of node.
 
-    def run_node(self, n: fx.Node):  # noqa: D102
+    def run_node(self, n: fx.Node):
         self._node = n
         return super().run_node(n)
 
-    def placeholder(self, target, args, kwargs):  # noqa: D102
+    def placeholder(self, target, args, kwargs):
         self._source[self._node] = -1
         return self.spread(torch.full((self._node.meta["tensor_meta"].shape[1],), FIXED))
 
-    def get_attr(self, target, args, kwargs):  # noqa: D102
+    def get_attr(self, target, args, kwargs):
         value = super().get_attr(target, args, kwargs)
         if not isinstance(value, Tensor) or value.is_floating_point():
             raise self._error("a parameter used outside of a layer")
         return value
 
-    def call_module(self, target, args, kwargs):  # noqa: D102
+    def call_module(self, target, args, kwargs):
         module = self.fetch_attr(target)
         if isinstance(module, nn.Conv2d | nn.Linear):
             return self._weighted(module, args[0])
@@ -235,10 +235,10 @@ class _Labels(fx.Interpreter):
             raise self._error(f"weights of {type(module).__name__} are not understood")
         return self._apply(type(module), module, args, kwargs)
 
-    def call_function(self, target, args, kwargs):  # noqa: D102
+    def call_function(self, target, args, kwargs):
         return self._apply(target, target, args, kwargs)
 
-    def call_method(self, target, args, kwargs):  # noqa: D102
+    def call_method(self, target, args, kwargs):
         # Labels are broadcast views, which ``view`` would refuse.
         name = "reshape" if target == "view" else target
 
@@ -247,7 +247,7 @@ class _Labels(fx.Interpreter):
 
         return self._apply(target, method, args, kwargs)
 
-    def output(self, target, args, kwargs):  # noqa: D102
+    def output(self, target, args, kwargs):
         fx.node.map_aggregate(args, self._freeze)
 
     def _freeze(self, value: object) -> None:
@@ -348,9 +348,7 @@ class _Labels(fx.Interpreter):
         source = f" at {' '.join(ours[-1])}" if ours else ""
         scope = self._node.meta.get("nn_module_stack") or {}
         module = next(reversed(scope), "") or "the network itself"
-        return TraceError(
-            f"{self._node.target} in {module}: {reason}{source}."
-        )
+        return TraceError(f"{self._node.target} in {module}: {reason}{source}.")
 
 
 def _tensors(args: tuple) -> list[Tensor]:

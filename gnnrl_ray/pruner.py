@@ -112,7 +112,7 @@ def mask(
 
 
 def _flags(groups: ChannelGroups, kept: Iterable[np.ndarray]) -> np.ndarray:
-    """bool [channels + 1]: kept or not; the last entry serves ``FIXED``."""
+    """Bool [channels + 1]: kept or not; the last entry serves ``FIXED``."""
     flags = np.zeros(groups.offsets[-1] + 1, bool)
     flags[FIXED] = True
     for offset, index in zip(groups.offsets, kept, strict=False):
@@ -168,7 +168,12 @@ def _slice(
         memo[id(tensor)] = part
 
     if op.kind == "norm":
-        for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+        for tensor in (
+            module.weight,
+            module.bias,
+            module.running_mean,
+            module.running_var,
+        ):
             put(tensor, outputs)
         return
     put(module.weight, outputs, *([] if op.depthwise else [inputs]))
@@ -191,6 +196,7 @@ def _reselect(graph: fx.GraphModule, op: Operation, flags: np.ndarray) -> None:
     """Let a selection of channels pick from what was kept, for what was kept."""
     there = flags[op.inputs]
     position = np.where(there, np.cumsum(there) - 1, ZERO)
+    assert op.taken is not None
     taken = op.taken[flags[op.outputs]]
     index = torch.from_numpy(np.where(taken == ZERO, ZERO, position[taken]))
     node = _node(graph, op)

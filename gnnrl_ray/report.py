@@ -15,7 +15,7 @@ from gnnrl_ray.run import Run
 from gnnrl_ray.training import accuracy
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 
 def measure(network: nn.Module, data: Data) -> dict[str, float]:

@@ -109,11 +109,12 @@ def search(
 
     def record(episode: int, outcome: Outcome) -> None:
         run.journal.append(episode, outcome)
-        best_episode, best = run.journal.best()
-        if best_episode == episode:
-            run.write_best(groups, objective.kept(np.array(best.widths)), facts)
+        best = run.journal.best()
+        assert best is not None
+        if best[0] == episode:
+            run.write_best(groups, objective.kept(np.array(outcome.widths)), facts)
         if on_episode is not None:
-            on_episode(len(run.journal), best)
+            on_episode(len(run.journal), best[1])
 
     try:
         if env_runners == 0:

@@ -5,16 +5,18 @@ Axis letters: B batch, K classes.
 
 import contextlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from gnnrl_ray.data import Split
 
 _EVALUATION_BATCH = 64  # small enough for the caches of a CPU core
 _RECALIBRATION_IMAGES = 250
 _RECALIBRATION_BATCH = 125
+_CHECK_EVERY = 50  # steps; each look waits for the device
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -113,21 +115,20 @@ def train(
         milestones=[rise],
     )
     network.train()
-    for step, (images, labels) in enumerate(
-        _forever(split, batch_size, torch.Generator().manual_seed(seed)), start=1
-    ):
+    batches = _forever(split, batch_size, torch.Generator().manual_seed(seed))
+    for step, (images, labels) in enumerate(islice(batches, steps), start=1):
         loss = F.cross_entropy(network(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+        if (step % _CHECK_EVERY == 0 or step == steps) and not loss.isfinite():
+            raise TrainingError(
+                f"the loss is {loss.item()} after {step} steps; try a --lr below {lr}."
+            )
         if on_step is not None:
             on_step(step, loss.item())
-        if step == steps:
-            break
     network.eval()
-    if not torch.isfinite(loss):
-        raise TrainingError(f"the loss is {loss.item()} at lr {lr}; try a lower --lr.")
 
 
 def steps_per_epoch(split: Split, batch_size: int = 128) -> int:
@@ -135,6 +136,8 @@ def steps_per_epoch(split: Split, batch_size: int = 128) -> int:
     return -(-len(split) // batch_size)
 
 
-def _forever(split: Split, batch_size: int, generator: torch.Generator):
+def _forever(
+    split: Split, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         yield from split.batches(batch_size, generator)

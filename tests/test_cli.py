@@ -136,9 +136,22 @@ def test_help_teaches(command, words):
 
 
 def test_ctrl_c_keeps_what_there_is(home):
-    words = [sys.executable, "-m", "gnnrl_ray", "search", "--method", "random", "--out", "run"]
+    words = [
+        sys.executable,
+        "-m",
+        "gnnrl_ray",
+        "search",
+        "--method",
+        "random",
+        "--out",
+        "run",
+    ]
     process = subprocess.Popen(
-        words, cwd=home, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"}
+        words,
+        cwd=home,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
     )
     journal = Path(home / "run/journal.jsonl")
     deadline = time.monotonic() + 120

@@ -74,7 +74,11 @@ def test_only_sets_that_allow_it_are_mirrored(cifar_folder, digits):
     ramp = torch.arange(32, dtype=torch.uint8)[None, None, :, None]
     split = split.take(torch.arange(100))
     split = type(split)(
-        ramp.expand(100, 32, 32, 3).contiguous(), split.labels, split.mean, split.std, True
+        ramp.expand(100, 32, 32, 3).contiguous(),
+        split.labels,
+        split.mean,
+        split.std,
+        True,
     )
     images, _ = next(split.batches(100, torch.Generator().manual_seed(0)))
     rising = sum(bool(image[0, 16, 20] > image[0, 16, 12]) for image in images)

@@ -52,7 +52,11 @@ class Graph(gym.Env):
 
 
 def config(env=Aim, **training):
-    settings = {"warmup_episodes": 4, "updates_per_step": 2, "hidden": (32, 32)} | training
+    settings = {
+        "warmup_episodes": 4,
+        "updates_per_step": 2,
+        "hidden": (32, 32),
+    } | training
     return (
         DDPGConfig()
         .environment(env)
@@ -193,9 +197,7 @@ def test_episodes_start_differently(build):
 
 def test_many_runners_share_one_schedule(build):
     alone = run(build(config(warmup_episodes=10)), 10)
-    many = run(
-        build(config(warmup_episodes=10).env_runners(num_env_runners=3)), 14
-    )
+    many = run(build(config(warmup_episodes=10).env_runners(num_env_runners=3)), 14)
     assert set(range(10)) <= set(many)
     for index in range(10):
         assert np.array_equal(alone[index][1], many[index][1])
@@ -224,7 +226,10 @@ def test_a_killed_runners_episode_is_run_again(build):
     algorithm = build(config(warmup_episodes=100).env_runners(num_env_runners=2))
     algorithm.train()
     group = algorithm.env_runner_group
-    ray.kill(group._worker_manager.actors()[group.healthy_env_runner_ids()[0]], no_restart=False)
+    ray.kill(
+        group._worker_manager.actors()[group.healthy_env_runner_ids()[0]],
+        no_restart=False,
+    )
     seen = run(algorithm, 30)
     missing = set(range(max(seen) + 1)) - set(seen) - set(algorithm._under_way.values())
     # What came in before the counting started is not missing either.

@@ -49,7 +49,11 @@ def test_motif_topology_is_that_of_a_basic_block(graph):
 
 
 def test_features_stay_in_their_range_and_shape(groups, graph, rng):
-    for widths in (groups.widths, np.ones_like(groups.widths), random_widths(groups, rng)):
+    for widths in (
+        groups.widths,
+        np.ones_like(groups.widths),
+        random_widths(groups, rng),
+    ):
         features = graph.features(widths)
         assert features.shape == graph.shape
         assert features.dtype == np.float32

@@ -119,7 +119,10 @@ def modules_that_fail():
             return self.conv(x)
 
     yield Divides, r"chunk in the network itself: .*effect on channels.*test_groups\.py"
-    yield Branches, r"cannot follow the network itself at .*test_groups\.py:\d+ \(return"
+    yield (
+        Branches,
+        r"cannot follow the network itself at .*test_groups\.py:\d+ \(return",
+    )
     yield Sorts, "cumsum.*effect on channels is unknown"
     yield Grouped, "conv in conv: a convolution in 3 groups"
 

@@ -8,10 +8,11 @@ import pytest
 import gnnrl_ray
 
 PACKAGE = Path(gnnrl_ray.__file__).parent
-ORDER = (
-    "zoo data groups costs pruner graph mgnn training objective env ddpg baselines "
-    "journal run agent search finetuning report cli __main__"
-).split()
+ORDER = [
+    *("zoo", "data", "groups", "costs", "pruner", "graph", "mgnn", "training", "objective"),
+    *("env", "ddpg", "baselines", "journal", "run", "agent", "search", "finetuning"),
+    *("report", "cli", "__main__"),
+]
 RAY_STARTS = ORDER.index("ddpg")
 
 

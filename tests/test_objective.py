@@ -72,7 +72,7 @@ def test_an_objective_can_be_sent_to_another_process(objective, groups):
 
 
 def test_budget_is_checked(network, groups, digits):
-    with pytest.raises(BudgetError, match="at least|from"):
+    with pytest.raises(BudgetError, match="must be a number from"):
         Objective(network, groups, digits, budget=0.001)
 
 

@@ -76,7 +76,9 @@ def test_narrower_candidates_nest(network, groups, rng):
         assert set(few) <= set(many)
     # Removing in two steps is removing at once.
     kept = keep(ranking, wide)
-    inner = [np.searchsorted(b, a) for a, b in zip(keep(ranking, narrow), kept, strict=True)]
+    inner = [
+        np.searchsorted(b, a) for a, b in zip(keep(ranking, narrow), kept, strict=True)
+    ]
     once = remove(network, groups, keep(ranking, narrow))
     step = remove(network, groups, kept)
     twice = remove(step, trace(step, (3, 32, 32)), inner)

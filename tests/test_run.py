@@ -53,7 +53,9 @@ def test_best_says_everything(finished):
     assert best["episode"] == 7
     assert best["params"] == sum(p.numel() for p in winner.parameters())
     assert best["macs_ratio"] == best["macs"] / best["macs_dense"]
-    assert best["groups"]["conv1"] == winner.conv1.out_channels == len(best["kept"]["conv1"])
+    assert (
+        best["groups"]["conv1"] == winner.conv1.out_channels == len(best["kept"]["conv1"])
+    )
     assert best["error"] == 1 - best["accuracy"]
 
 

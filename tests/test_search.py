@@ -15,7 +15,11 @@ def short(network, digits, tmp_path):
     """Search in ``tmp_path / "run"`` with small numbers."""
 
     def short(method="random", **settings):
-        settings = {"episodes": 6, "finetune": "none", "out": tmp_path / "run"} | settings
+        settings = {
+            "episodes": 6,
+            "finetune": "none",
+            "out": tmp_path / "run",
+        } | settings
         return search(network, digits, method=method, **settings)
 
     return short

@@ -11,9 +11,7 @@ from gnnrl_ray.zoo.resnet import ResNet, Shortcut
 from gnnrl_ray.zoo.weights import load_weights, weights_path
 
 
-@pytest.mark.parametrize(
-    ("name", "params"), [("resnet20", 269_722), ("resnet56", 853_018)]
-)
+@pytest.mark.parametrize(("name", "params"), [("resnet20", 269_722), ("resnet56", 853_018)])
 def test_parameters_are_the_published_ones(name, params):
     assert sum(p.numel() for p in build_network(name).parameters()) == params
 
@@ -51,7 +49,9 @@ def test_weights_come_back(tmp_path, network, suffix):
 
 def test_weights_of_another_network_name_key_and_shape(tmp_path, network):
     torch.save(network.state_dict(), tmp_path / "w.th")
-    with pytest.raises(WeightsError, match=r"layer1\.1\.bn1\.bias is missing.*and \d+ more"):
+    with pytest.raises(
+        WeightsError, match=r"layer1\.1\.bn1\.bias is missing.*and \d+ more"
+    ):
         load_weights(ResNet(14), tmp_path / "w.th")
     with pytest.raises(WeightsError, match=r"linear\.bias has shape \(10,\), not \(7,\)"):
         load_weights(ResNet(8, 7), tmp_path / "w.th")
@@ -67,7 +67,7 @@ def test_truncated_weights_are_refused(tmp_path, network, suffix, share):
         save_file(network.state_dict(), path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(WeightsError, match="w.*(truncated|damaged)"):
+    with pytest.raises(WeightsError, match=r"w.*(truncated|damaged)"):
         load_weights(network, path)
 
 
@@ -88,7 +88,7 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path, monkeypatch, network,
 
 def test_a_whole_pickled_network_is_refused(tmp_path, network):
     torch.save(network, tmp_path / "w.th")
-    with pytest.raises(WeightsError, match="Save `network.state_dict"):
+    with pytest.raises(WeightsError, match=r"Save `network\.state_dict"):
         load_weights(network, tmp_path / "w.th")
 
 
@@ -111,7 +111,12 @@ def test_weights_that_nobody_has_published(tmp_path, monkeypatch):
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "percent"),
-    [("resnet20", 91.73), ("resnet32", 92.63), ("resnet44", 93.10), ("resnet56", 93.39)],
+    [
+        ("resnet20", 91.73),
+        ("resnet32", 92.63),
+        ("resnet44", 93.10),
+        ("resnet56", 93.39),
+    ],
 )
 def test_published_accuracy(name, percent):
     assert name in NETWORKS

@@ -14,9 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-SOURCE = (
-    "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
-)
+SOURCE = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
 # Each published file carries the first eight digits of its SHA-256 in its name.
 PUBLISHED = {
     ("resnet20", "cifar10"): "resnet20-12fca82f.th",
