@@ -47,7 +47,6 @@ def run_agent(
     objective: Objective,
     run: Run,
     record: Callable[[int, Outcome], None],
-    gpus_per_env_runner: float = 0.0,
 ) -> None:
     """Run the episodes that ``run`` still lacks, from its newest checkpoint on.
 
@@ -55,7 +54,6 @@ def run_agent(
         objective: scores the candidates.
         run: its settings say how; checkpoints and TensorBoard events go to its folder.
         record: called with the number and the outcome of every episode that has one.
-        gpus_per_env_runner: share of a GPU for each actor.
     """
     settings = run.settings
     # It would announce, and advise on, what is meant to be so.
@@ -64,7 +62,7 @@ def run_agent(
     if started_here:
         ray.init(include_dashboard=False, logging_level="error", log_to_driver=False)
     remote = settings["env_runners"] > 0
-    device = "cuda" if gpus_per_env_runner else "cpu"
+    device = "cuda" if settings["gpus_per_env_runner"] else "cpu"
     config = (
         DDPGConfig()
         .environment(
@@ -78,7 +76,7 @@ def run_agent(
         )
         .env_runners(
             num_env_runners=settings["env_runners"],
-            num_gpus_per_env_runner=gpus_per_env_runner,
+            num_gpus_per_env_runner=settings["gpus_per_env_runner"],
         )
         .training(**_AGENT | settings["agent"])
         .debugging(seed=settings["seed"], log_level="ERROR")
@@ -97,8 +95,10 @@ def _run_episodes(
     algorithm: DDPG, run: Run, record: Callable, events: SummaryWriter
 ) -> None:
     checkpoint = run.folder / "checkpoint"
-    if checkpoint.exists():
-        algorithm.restore_from_path(checkpoint.resolve())
+    for there in (checkpoint, _previous(checkpoint)):
+        if there.exists():
+            algorithm.restore_from_path(there.resolve())
+            break
 
     def on_episode(index: int, episode: SingleAgentEpisode) -> None:
         outcome: Outcome | None = episode.get_infos(-1).get("outcome")
@@ -111,20 +111,27 @@ def _run_episodes(
 
     algorithm.on_episode = on_episode
     saved = algorithm.episodes_done
-    try:
-        while algorithm.episodes_done < run.settings["episodes"]:
-            algorithm.train()
-            if algorithm.episodes_done - saved >= _CHECKPOINT_EVERY:
-                _save(algorithm, checkpoint)
-                saved = algorithm.episodes_done
-    finally:
-        _save(algorithm, checkpoint)
+    # Saved between episodes only: what an interruption cuts short is not a state to go on
+    # from, and what came after the last checkpoint is answered from the journal.
+    while algorithm.episodes_done < run.settings["episodes"]:
+        algorithm.train()
+        due = algorithm.episodes_done - saved >= _CHECKPOINT_EVERY
+        if due or algorithm.episodes_done >= run.settings["episodes"]:
+            _save(algorithm, checkpoint)
+            saved = algorithm.episodes_done
 
 
 def _save(algorithm: DDPG, checkpoint: Path) -> None:
-    """Replace the checkpoint; there is a whole one at any moment."""
-    partial = checkpoint.with_suffix(".partial")
+    """Replace the checkpoint; there is a whole one, or its predecessor, at any moment."""
+    partial, previous = checkpoint.with_suffix(".partial"), _previous(checkpoint)
     shutil.rmtree(partial, ignore_errors=True)
     algorithm.save_to_path(partial.resolve())
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    if checkpoint.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        checkpoint.rename(previous)
     partial.rename(checkpoint)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _previous(checkpoint: Path) -> Path:
+    return checkpoint.with_suffix(".previous")

@@ -113,7 +113,7 @@ def _progress(title: str, total: int, every: int) -> Iterator[Callable[[int, str
         yield advance
 
 
-def _base_network(name: str, data: Data, weights: Path | None) -> nn.Module:
+def _base_network(name: str, data: Data, weights: Path | str | None) -> nn.Module:
     """Load the dense network; on the embedded data set, train it the first time."""
     path = weights_path(name, data.name)
     if weights or data.name != _EMBEDDED or path.is_file():
@@ -218,37 +218,35 @@ def search_command(
     Without arguments: ResNet-20 on scikit-learn's digits at half the MACs, in minutes.
     """
     folder = out or Path(f"runs/{network}-{dataset}-{method}")
-    number = _number(flops)
+    settings = {
+        "flops": _number(flops), "episodes": episodes, "method": method,
+        "finetune": parse_finetune(finetune_), "importance": importance,
+        "min_keep": min_keep, "fit": fit, "on_timeout": on_timeout,
+        "max_steps": max_steps, "seed": seed, "env_runners": env_runners,
+        "gpus_per_env_runner": gpus_per_env_runner, "device": device, "name": network,
+        "weights": weights, "data_dir": data_dir,
+    }  # fmt: skip
     if resume:
-        folder, settings = resume, Run.open(resume).settings
-        network, dataset = settings["network"], settings["dataset"]
-        method, validation = settings["method"], settings["validation"]
-        number, episodes = settings["flops"], settings["episodes"]
-        finetune_, importance = settings["finetune"], settings["importance"]
-        min_keep, seed = settings["min_keep"], settings["seed"]
-        weights = Path(settings["weights"]) if settings["weights"] else None
-        data_dir = Path(settings["data_dir"]) if settings["data_dir"] else None
-    untrained = build_network(network)
-    data = load_data(dataset, data_dir, validation)
+        folder, run = resume, Run.open(resume)
+        settings = run.settings
+        dataset, validation = run.about["dataset"], run.about["validation"]
+    untrained = build_network(settings["name"])
+    data = load_data(dataset, settings["data_dir"], validation)
     # Before anything takes long.
-    parse_finetune(finetune_)
-    Costs(trace(untrained, data.input_shape)).check_budget(number, min_keep)
-    base = _base_network(network, data, weights)
-    total = 1 if method == "uniform" else episodes
-    with _progress(f"{method} on {network}", total, 10) as advance:
+    Costs(trace(untrained, data.input_shape)).check_budget(
+        settings["flops"], settings["min_keep"]
+    )
+    base = _base_network(settings["name"], data, settings["weights"])
+    total = 1 if settings["method"] == "uniform" else settings["episodes"]
+    with _progress(f"{settings['method']} on {settings['name']}", total, 10) as advance:
 
         def on_episode(done: int, best: Outcome) -> None:
             advance(done, f"best {best.accuracy:.2%}")
 
         try:
             outcome = search(
-                base, data, flops=number, episodes=episodes, method=method,
-                finetune=finetune_, importance=importance, min_keep=min_keep, fit=fit,
-                on_timeout=on_timeout, max_steps=max_steps, seed=seed,
-                env_runners=env_runners, gpus_per_env_runner=gpus_per_env_runner,
-                device=device, name=network, weights=weights, data_dir=data_dir,
-                out=folder, resume=resume is not None, overwrite=overwrite,
-                on_episode=on_episode,
+                base, data, **settings, out=folder, resume=resume is not None,
+                overwrite=overwrite, on_episode=on_episode,
             )  # fmt: skip
         except KeyboardInterrupt:
             _interrupted(folder, total)
@@ -340,12 +338,11 @@ def evaluate_command(
     _show_measures(run, base, data, as_json)
 
 
-def _of_run(run: Path, data_dir: Path | None) -> tuple[Data, nn.Module]:
-    settings = Run.open(run).settings
-    folder = data_dir or settings["data_dir"]
-    data = load_data(settings["dataset"], folder, settings["validation"])
-    weights = Path(settings["weights"]) if settings["weights"] else None
-    return data, _base_network(settings["network"], data, weights)
+def _of_run(folder: Path, data_dir: Path | None) -> tuple[Data, nn.Module]:
+    run = Run.open(folder)
+    where = data_dir or run.settings["data_dir"]
+    data = load_data(run.about["dataset"], where, run.about["validation"])
+    return data, _base_network(run.settings["name"], data, run.settings["weights"])
 
 
 def _show_measures(run: Path | None, base: nn.Module, data: Data, as_json: bool) -> None:

@@ -44,15 +44,14 @@ def measures_table(rows: dict[str, dict[str, float]], data: Data) -> Table:
     """Return the measures of several networks, the first being what others are held to."""
     table = Table(title=f"{data.name}, validation {data.protocol}, top-1 accuracy in %")
     table.add_column("network")
-    for column in ("validation", "holdout", "test", "MACs", "parameters"):
+    for column in ("validation", "holdout", "test", "MACs", "%", "parameters", "%"):
         table.add_column(column, justify="right")
     dense = next(iter(rows.values()))
     for name, row in rows.items():
-        shares = (
-            f"{row[cost]:,} ({row[cost] / dense[cost]:.1%})" for cost in ("macs", "params")
-        )
-        percents = (f"{100 * row[s]:.2f}" for s in ("validation", "holdout", "test"))
-        table.add_row(name, *percents, *shares)
+        cells = [f"{100 * row[split]:.2f}" for split in ("validation", "holdout", "test")]
+        for cost in ("macs", "params"):
+            cells += [f"{row[cost]:,}", f"{100 * row[cost] / dense[cost]:.1f}"]
+        table.add_row(name, *cells)
     return table
 
 

@@ -35,17 +35,21 @@ class Run:
 
     Attributes:
         folder: where it is.
-        settings: what the search was asked for, as JSON holds it.
+        settings: the keyword arguments of the search, as JSON holds them.
+        about: the data: ``dataset``, ``classes``, ``validation``.
         journal: its outcomes.
     """
 
-    def __init__(self, folder: Path, settings: dict) -> None:
+    def __init__(self, folder: Path, settings: dict, about: dict) -> None:
         self.folder = folder
         self.settings = settings
+        self.about = about
         self.journal = Journal(folder / "journal.jsonl")
 
     @classmethod
-    def create(cls, folder: Path, settings: dict, overwrite: bool = False) -> "Run":
+    def create(
+        cls, folder: Path, settings: dict, about: dict, overwrite: bool = False
+    ) -> "Run":
         """Make the directory.
 
         Raises:
@@ -61,6 +65,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         facts = {
             "settings": settings,
+            "data": about,
             "versions": {name: version(name) for name in _PACKAGES}
             | {"python": platform.python_version()},
             "hardware": {
@@ -70,7 +75,7 @@ class Run:
             },
         }
         write_json(folder / "run.json", facts)
-        return cls(folder, settings)
+        return cls(folder, settings, about)
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
@@ -79,7 +84,24 @@ class Run:
         Raises:
             RunError: there is none.
         """
-        return cls(folder, _read_json(folder / "run.json")["settings"])
+        facts = _read_json(folder / "run.json")
+        return cls(folder, facts["settings"], facts["data"])
+
+    def continue_with(self, settings: dict, about: dict) -> None:
+        """Take over what may change when a run goes on: its length and its hardware.
+
+        Raises:
+            RunError: something else is not what the run was started with.
+        """
+        free = ("episodes", "env_runners", "gpus_per_env_runner", "device", "data_dir")
+        before, now = self.settings | self.about, settings | about
+        for key in sorted(before.keys() - set(free)):
+            if before[key] != now[key]:
+                raise RunError(
+                    f"{self.folder} was started with {key} {before[key]!r}, not "
+                    f"{now[key]!r}; start a new run with --out."
+                )
+        self.settings = settings
 
     def write_best(
         self, groups: ChannelGroups, kept: tuple[np.ndarray, ...], facts: dict

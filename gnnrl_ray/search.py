@@ -1,5 +1,6 @@
 """A method, an objective and a number of episodes -> the best outcome."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,30 +83,35 @@ def search(
         RunError: ``out`` holds another run.
         KeyboardInterrupt: after what there is has been saved.
     """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}.")
     settings = {
-        "network": name, "dataset": data.name, "classes": data.classes, "flops": flops,
-        "episodes": episodes, "method": method, "finetune": str(finetune),
+        "flops": flops, "episodes": episodes, "method": method, "finetune": finetune,
         "importance": importance, "min_keep": min_keep, "fit": fit,
         "on_timeout": on_timeout, "max_steps": max_steps, "seed": seed,
-        "validation": data.protocol, "env_runners": env_runners, "agent": agent or {},
+        "env_runners": env_runners, "gpus_per_env_runner": gpus_per_env_runner,
+        "device": device, "agent": agent or {}, "name": name,
         "weights": str(weights) if weights else None,
         "data_dir": str(data_dir) if data_dir else None,
     }  # fmt: skip
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}.")
+    settings = json.loads(json.dumps(settings))  # as the run directory holds them
     groups = trace(network, data.input_shape)
     objective = Objective(
         network, groups, data, budget=flops, finetune=finetune, min_keep=min_keep,
         importance=importance, seed=seed,
     )  # fmt: skip
     folder = Path(out or f"runs/{method}")
-    run = Run.open(folder) if resume else Run.create(folder, settings, overwrite)
+    about = {"dataset": data.name, "classes": data.classes, "validation": data.protocol}
+    if resume:
+        run = Run.open(folder)
+        run.continue_with(settings, about)
+    else:
+        run = Run.create(folder, settings, about, overwrite)
     objective.learn(outcome for _, outcome in run.journal)
-    facts = {
-        key: settings[key]
-        for key in ("network", "dataset", "classes", "method", "seed", "validation",
-                    "finetune")
-    } | {"budget": flops}  # fmt: skip
+    facts = about | {
+        "network": name, "method": method, "seed": seed, "finetune": finetune,
+        "budget": flops,
+    }  # fmt: skip
 
     def record(episode: int, outcome: Outcome) -> None:
         run.journal.append(episode, outcome)
@@ -123,7 +129,7 @@ def search(
             # Ray takes seconds to import, and rules do without.
             from gnnrl_ray.agent import run_agent
 
-            run_agent(objective, run, record, gpus_per_env_runner)
+            run_agent(objective, run, record)
         else:
             _apply_rule(objective, run, record)
     finally:

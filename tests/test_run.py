@@ -19,7 +19,7 @@ def finished(tmp_path, digits):
     groups = trace(network, (3, 32, 32))
     widths = random_widths(groups, np.random.default_rng(0))
     folder = tmp_path / "run"
-    run = Run.create(folder, {"network": "resnet20"})
+    run = Run.create(folder, {"name": "resnet20"}, {"dataset": "digits"})
     from gnnrl_ray import Objective
 
     objective = Objective(network, groups, digits, budget=0.5, finetune="none")
@@ -61,7 +61,8 @@ def test_best_says_everything(finished):
 
 def test_settings_versions_and_hardware_are_kept(finished):
     facts = json.loads((finished[0] / "run.json").read_text())
-    assert facts["settings"] == {"network": "resnet20"}
+    assert facts["settings"] == {"name": "resnet20"}
+    assert facts["data"] == {"dataset": "digits"}
     assert facts["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     assert facts["hardware"]["cores"] >= 1
 
@@ -70,15 +71,15 @@ def test_a_run_in_the_way_is_not_touched(finished):
     folder, _ = finished
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     with pytest.raises(RunError, match=r"--resume .*--overwrite.*--out"):
-        Run.create(folder, {})
+        Run.create(folder, {}, {})
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
-    assert len(Run.create(folder, {}, overwrite=True).journal) == 0
+    assert len(Run.create(folder, {}, {}, overwrite=True).journal) == 0
 
 
 def test_overwrite_spares_folders_that_are_no_runs(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError):
-        Run.create(tmp_path, {}, overwrite=True)
+        Run.create(tmp_path, {}, {}, overwrite=True)
     assert (tmp_path / "thesis.tex").exists()
 
 

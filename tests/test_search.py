@@ -58,9 +58,7 @@ def test_seeds_decide(short, tmp_path):
     assert widths(tmp_path / "a") == widths(tmp_path / "b") != widths(tmp_path / "c")
 
 
-def test_an_interrupted_search_goes_on_and_scores_nothing_twice(
-    short, tmp_path, monkeypatch
-):
+def test_an_interrupted_search_scores_nothing_twice(short, network, tmp_path, monkeypatch):
     straight = short(out=tmp_path / "straight")
     scored = []
     build = Objective.build
@@ -77,7 +75,7 @@ def test_an_interrupted_search_goes_on_and_scores_nothing_twice(
         short()
     # What there was is whole: the journal, the best so far and its weights.
     assert len(widths(tmp_path / "run")) == 3
-    assert load_pruned(tmp_path / "run", straight_network(short)) is not None
+    assert load_pruned(tmp_path / "run", network).conv1.out_channels < 16
     scored.clear()
     scored.extend([None] * 10)
     again = short(resume=True)
@@ -86,15 +84,27 @@ def test_an_interrupted_search_goes_on_and_scores_nothing_twice(
     assert len(scored) - 10 == 3 + 1  # three candidates, and the winner's weights
 
 
-def straight_network(short):
-    return short.__closure__[[*short.__code__.co_freevars].index("network")].cell_contents
-
-
 def test_a_run_in_the_way_is_refused(short):
     short()
     with pytest.raises(RunError, match="--resume"):
         short()
     short(overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"flops": 0.6}, "flops 0.5, not 0.6"), ({"seed": 1}, "seed 0, not 1")],
+)
+def test_a_run_goes_on_as_it_was_started(short, changed, message):
+    short()
+    with pytest.raises(RunError, match=message):
+        short(resume=True, **changed)
+
+
+def test_a_run_can_be_made_longer(short, tmp_path):
+    short(episodes=3)
+    short(episodes=5, resume=True)
+    assert len(widths(tmp_path / "run")) == 5
 
 
 def test_unknown_methods_list_the_known(short):
@@ -110,12 +120,12 @@ def test_the_agent_searches_resumes_and_repeats_itself(short, tmp_path):
     assert list((tmp_path / "straight/events").glob("events.out.tfevents*"))
 
     def interrupt(done, best):
-        if done == 9:
+        if done == 12:  # after a checkpoint, before the next
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         short("gnn-rl", agent=AGENT, episodes=14, on_episode=interrupt)
-    assert len(widths(tmp_path / "run")) == 9
+    assert len(widths(tmp_path / "run")) == 12
     resumed = short("gnn-rl", agent=AGENT, episodes=14, resume=True)
     assert resumed.widths == straight.widths
     assert widths(tmp_path / "run") == widths(tmp_path / "straight")
