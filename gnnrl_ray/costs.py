@@ -5,7 +5,8 @@ Axis letters: G prunable groups, L layers (convolutions and linear layers), O op
 
 import numpy as np
 
-from gnnrl_ray.groups import FIXED, ChannelGroups, Operation
+from gnnrl_ray.groups import ChannelGroups
+from gnnrl_ray.labels import FIXED, Operation
 
 
 class BudgetError(ValueError):

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gnnrl_ray.costs import Costs
-from gnnrl_ray.groups import KINDS, ChannelGroups
+from gnnrl_ray.groups import ChannelGroups
+from gnnrl_ray.labels import KINDS
 
 # log2 of any channel count, kernel side or image side stays below this.
 _LOG_SCALE = 16.0

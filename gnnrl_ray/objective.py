@@ -6,6 +6,7 @@ Axis letter: G prunable groups.
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from torch import fx, nn
 
 from gnnrl_ray.costs import Costs
 from gnnrl_ray.data import Data
-from gnnrl_ray.groups import ChannelGroups, symbolic
+from gnnrl_ray.groups import ChannelGroups
+from gnnrl_ray.labels import symbolic
 from gnnrl_ray.pruner import keep, rank, remove
 from gnnrl_ray.training import accuracy, recalibrate, steps_per_epoch, train
 
@@ -107,6 +109,10 @@ class Objective:
         self._ranking = rank(network, groups, importance, seed)
         self._known: dict[tuple[int, ...], Outcome] = {}
 
+    @cached_property
+    def _graph(self) -> fx.GraphModule:
+        return symbolic(self._network)  # once, and shares the network's weights
+
     def to(self, device: torch.device | str) -> "Objective":
         """Move network and data to ``device``; returns itself."""
         self._network.to(device, memory_format=torch.channels_last)
@@ -128,7 +134,7 @@ class Objective:
 
     def build(self, widths: np.ndarray) -> fx.GraphModule:
         """Return the candidate's network, pruned and fine-tuned as for scoring."""
-        network = remove(symbolic(self._network), self.groups, self.kept(widths))
+        network = remove(self._graph, self.groups, self.kept(widths))
         if self._finetune == "recalibrate":
             recalibrate(network, self._data.train, self._seed)
         elif self._finetune != "none":

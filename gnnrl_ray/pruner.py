@@ -10,14 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from gnnrl_ray.groups import (
-    FIXED,
-    ZERO,
-    ChannelGroups,
-    Operation,
-    select_channels,
-    symbolic,
-)
+from gnnrl_ray.groups import ChannelGroups
+from gnnrl_ray.labels import FIXED, ZERO, Operation, select_channels, symbolic
 
 IMPORTANCES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "l1": lambda weights, _: weights.abs().sum(1),

@@ -8,7 +8,8 @@ from conftest import random_widths
 from torch import nn
 
 from gnnrl_ray import prune
-from gnnrl_ray.groups import FIXED, ZERO, TraceError, select_channels, trace
+from gnnrl_ray.groups import trace
+from gnnrl_ray.labels import FIXED, ZERO, TraceError, select_channels
 from gnnrl_ray.zoo import build_network
 
 

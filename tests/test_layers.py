@@ -9,9 +9,9 @@ import gnnrl_ray
 
 PACKAGE = Path(gnnrl_ray.__file__).parent
 ORDER = [
-    *("zoo", "data", "groups", "costs", "pruner", "graph", "mgnn", "training", "objective"),
-    *("env", "ddpg", "baselines", "journal", "run", "agent", "search", "finetuning"),
-    *("report", "cli", "__main__"),
+    *("zoo", "data", "labels", "groups", "costs", "pruner", "graph", "mgnn"),
+    *("training", "objective", "env", "ddpg", "baselines", "journal", "run"),
+    *("agent", "search", "finetuning", "report", "cli", "__main__"),
 ]
 RAY_STARTS = ORDER.index("ddpg")
 
