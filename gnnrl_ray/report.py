@@ -4,6 +4,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import nn
 
@@ -42,7 +43,8 @@ def measure(network: nn.Module, data: Data) -> dict[str, float]:
 
 def measures_table(rows: dict[str, dict[str, float]], data: Data) -> Table:
     """Return the measures of several networks, the first being what others are held to."""
-    table = Table(title=f"{data.name}, validation {data.protocol}, top-1 accuracy in %")
+    title = f"{data.name}, validation {data.protocol}, top-1 accuracy in %"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("network")
     for column in ("validation", "holdout", "test", "MACs", "%", "parameters", "%"):
         table.add_column(column, justify="right")
