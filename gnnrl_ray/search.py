@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gnnrl_ray.baselines import rules
+from gnnrl_ray.costs import BudgetError
 from gnnrl_ray.data import Data
 from gnnrl_ray.groups import trace
 from gnnrl_ray.objective import Objective, Outcome
@@ -79,7 +80,7 @@ def search(
         The best outcome; everything else is in the run directory.
 
     Raises:
-        BudgetError: the budget is out of reach.
+        BudgetError: the budget is out of reach, or was reached by no episode.
         RunError: ``out`` holds another run.
         KeyboardInterrupt: after what there is has been saved.
     """
@@ -118,12 +119,12 @@ def search(
         best = run.journal.best()
         assert best is not None
         if best[0] == episode:
-            run.write_best(groups, objective.kept(np.array(outcome.widths)), facts)
+            run.write_best(groups, objective.kept(np.array(best[1].widths)), facts)
         if on_episode is not None:
             on_episode(len(run.journal), best[1])
 
     try:
-        if env_runners == 0:
+        if env_runners == 0 or method in RULES:
             objective.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if method == "gnn-rl":
             # Ray takes seconds to import, and rules do without.
@@ -135,7 +136,11 @@ def search(
     finally:
         _save_winner(run, objective)
     best = run.journal.best()
-    assert best is not None
+    if best is None:
+        raise BudgetError(
+            f"no episode met the budget in {max_steps} steps; raise --max-steps, or let "
+            "--on-timeout fit scale them down to it."
+        )
     return best[1]
 
 
