@@ -124,6 +124,7 @@ class Labels(fx.Interpreter):
         self.ties: list[np.ndarray] = []
         self.frozen: set[int] = set()
         self._source: dict[fx.Node, int] = {}
+        self._used: set[int] = set()  # parameters
         self._node: fx.Node
 
     def mint(self, count: int) -> Tensor:
@@ -140,6 +141,8 @@ class Labels(fx.Interpreter):
 
     def channels(self, labels: Tensor) -> Tensor:
         """int64 [C]: the one label that each channel carries at all its positions."""
+        if labels.dim() < 2 or len(labels) != 1:
+            raise self._error("the first axis is not the batch, or there is no other")
         flat = labels.reshape(labels.shape[1], -1)
         if (flat != flat[:, :1]).any():
             raise self._error("one channel mixes several, which cannot be followed")
@@ -168,13 +171,17 @@ class Labels(fx.Interpreter):
 
     def call_module(self, target, args, kwargs):
         module = self.fetch_attr(target)
+        own = {id(parameter) for parameter in module.parameters()}
+        if own & self._used:
+            raise self._error("weights that are used more than once")
+        self._used |= own
         if isinstance(module, nn.Conv2d | nn.Linear):
             return self._weighted(module, args[0])
         if isinstance(module, _NORMS):
             channels = self.channels(args[0])
             self._record("norm", channels, channels, bias=module.bias is not None)
             return args[0]
-        if any(True for _ in module.parameters()):
+        if own:
             raise self._error(f"weights of {type(module).__name__} are not understood")
         return self._apply(type(module), module, args, kwargs)
 
@@ -229,6 +236,8 @@ class Labels(fx.Interpreter):
         match kind:
             case "activation":
                 result = tensors[0]
+            case "pool" if target in (torch.mean, "mean"):
+                result = self._mean(*args, **kwargs)
             case "pool":
                 result = self.spread(inputs)
             case "add" | "multiply":
@@ -239,7 +248,9 @@ class Labels(fx.Interpreter):
                 extra["taken"] = index.numpy()
             case "concat" | "reshape":
                 result = run(*args, **kwargs)
-                self._check_move(kind, tensors[0], result)
+                if not (isinstance(result, Tensor) and _in_place(kind, tensors[0], result)):
+                    # Its positions are written into the network's own code.
+                    raise self._error("channels are divided or reordered by position")
             case _:
                 raise self._error("an operation whose effect on channels is unknown")
         self._record(kind, inputs, self.channels(result), **extra)
@@ -252,26 +263,25 @@ class Labels(fx.Interpreter):
         return first
 
     def _selection(
-        self, count: int, index, mode: str = "constant", value: float | None = None
+        self, count: int, pad, mode: str = "constant", value: float | None = None
     ) -> Tensor:
         """int64 [C_out]: where each output comes from.
 
         Zeros around channels make a fresh stream, not a tie: were the channels behind
         the padding tied to those before it, all residual stages would be one group.
         """
-        if isinstance(index, Tensor):
-            return index
-        before, after = (*index[4:6], 0, 0)[:2]
-        if mode != "constant" or value or len(index) > 6 or min(index) < 0:
+        if isinstance(pad, Tensor):  # an index, of select_channels
+            return pad
+        before, after = (*pad[4:6], 0, 0)[:2]
+        if mode != "constant" or value or len(pad) > 6 or min(pad) < 0:
             raise self._error("padding other than with zeros")
         return F.pad(torch.arange(count), (before, after), value=ZERO)
 
-    def _check_move(self, kind: str, before: Tensor, after: object) -> None:
-        same = isinstance(after, Tensor) and (
-            kind == "concat" or after.dim() == 2 or after.shape[1] == before.shape[1]
-        )
-        if not same:  # its positions are written into the network's own code
-            raise self._error("channels are divided or reordered by position")
+    def _mean(self, labels: Tensor, *args, **kwargs) -> Tensor:
+        high, low = labels.amax(*args, **kwargs), labels.amin(*args, **kwargs)
+        if (high != low).any():
+            raise self._error("a mean over channels")
+        return high
 
     def _record(self, kind: str, inputs: Tensor, outputs: Tensor, **numbers) -> None:
         parents = [self._source[n] for n in self._node.all_input_nodes if n in self._source]
@@ -301,6 +311,11 @@ def _tensors(args: tuple) -> list[Tensor]:
         args, lambda a: found.append(a) if isinstance(a, Tensor) else None
     )
     return found
+
+
+def _in_place(kind: str, before: Tensor, after: Tensor) -> bool:
+    """Say whether every channel is where it was, or follows from flattening or joining."""
+    return kind == "concat" or after.dim() == 2 or after.shape[1:2] == before.shape[1:2]
 
 
 def symbolic(network: nn.Module) -> fx.GraphModule:

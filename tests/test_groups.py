@@ -119,6 +119,35 @@ def modules_that_fail():
         def forward(self, x):
             return self.conv(x)
 
+    class Mean(Divides):
+        def forward(self, x):
+            return self.conv(x).mean((1, 2))
+
+    class Twice(Divides):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.conv(self.conv(x))
+
+    class Tied(Twice):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Conv2d(3, 3, 1)
+            self.other.weight = self.conv.weight
+
+        def forward(self, x):
+            return self.other(self.conv(x))
+
+    class Batches(Divides):
+        def forward(self, x):
+            return self.conv(x).reshape(-1, 8)
+
+    yield Mean, "mean over channels"
+    yield Twice, "conv in .*conv.*: weights that are used more than once"
+    yield Tied, "other in .*other.*: weights that are used more than once"
+    yield Batches, "first axis is not the batch"
     yield Divides, r"chunk in the network itself: .*effect on channels.*test_groups\.py"
     yield (
         Branches,
