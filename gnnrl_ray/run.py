@@ -85,7 +85,10 @@ class Run:
             RunError: there is none.
         """
         facts = _read_json(folder / "run.json")
-        return cls(folder, facts["settings"], facts["data"])
+        try:
+            return cls(folder, facts["settings"], facts["data"])
+        except KeyError as error:
+            raise RunError(f"{folder}/run.json is of another version: no {error}.") from error
 
     def continue_with(self, settings: dict, about: dict) -> None:
         """Take over what may change when a run goes on: its length and its hardware.
