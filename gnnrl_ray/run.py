@@ -88,7 +88,7 @@ class Run:
         try:
             return cls(folder, facts["settings"], facts["data"])
         except KeyError as error:
-            raise RunError(f"{folder}/run.json is of another version: no {error}.") from error
+            raise RunError(f"{folder}/run.json is of another kind: no {error}.") from None
 
     def continue_with(self, settings: dict, about: dict) -> None:
         """Take over what may change when a run goes on: its length and its hardware.
