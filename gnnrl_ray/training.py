@@ -124,7 +124,7 @@ def train(
         schedule.step()
         if (step % _CHECK_EVERY == 0 or step == steps) and not loss.isfinite():
             raise TrainingError(
-                f"the loss is {loss.item()} after {step} steps; try a --lr below {lr}."
+                f"the loss is {loss.item()} after {step} steps; try a --lr below {lr:g}."
             )
         if on_step is not None:
             on_step(step, loss.item())
