@@ -157,7 +157,7 @@ def modules_that_fail():
     yield Grouped, "conv in conv: a convolution in 3 groups"
 
 
-@pytest.mark.parametrize(("kind", "message"), modules_that_fail())
+@pytest.mark.parametrize(("kind", "message"), list(modules_that_fail()))
 def test_what_is_not_understood_is_named(kind, message):
     with pytest.raises(TraceError, match=message):
         trace(kind(), (3, 8, 8))

@@ -36,14 +36,14 @@ def test_every_room_has_its_place():
     assert {param.values[1] for param in rooms()} == set(ORDER)
 
 
-@pytest.mark.parametrize(("path", "room"), rooms())
+@pytest.mark.parametrize(("path", "room"), list(rooms()))
 def test_imports_point_down(path, room):
     for name in imports(path):
         if name.startswith("gnnrl_ray."):
             assert ORDER.index(name.split(".")[1]) <= ORDER.index(room), name
 
 
-@pytest.mark.parametrize(("path", "room"), rooms())
+@pytest.mark.parametrize(("path", "room"), list(rooms()))
 def test_ray_is_not_needed_below_the_agent(path, room):
     if ORDER.index(room) < RAY_STARTS or room in ("search", "cli", "run", "journal"):
         assert "ray" not in {n.split(".")[0] for n in imports(path, top_level_only=True)}
