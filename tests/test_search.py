@@ -2,7 +2,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from gnnrl_ray import accuracy, load_pruned, search
 from gnnrl_ray.journal import Journal
@@ -136,25 +135,3 @@ def test_remote_env_runners_find_the_same(short, tmp_path):
     short("gnn-rl", agent=AGENT, episodes=6, out=tmp_path / "local")
     short("gnn-rl", agent=AGENT, episodes=6, out=tmp_path / "remote", env_runners=1)
     assert widths(tmp_path / "local") == widths(tmp_path / "remote")
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
-def test_the_agent_beats_dice_on_digits(digits, tmp_path):
-    from gnnrl_ray import train
-    from gnnrl_ray.zoo.resnet import ResNet
-
-    torch.manual_seed(0)
-    network = ResNet(8)
-    train(network, digits.train, steps=160)
-    scores = {
-        method: [
-            search(
-                network, digits, flops=0.3, method=method, episodes=120, seed=seed,
-                out=tmp_path / f"{method}{seed}",
-            ).accuracy
-            for seed in range(2)
-        ]
-        for method in ("random", "gnn-rl")
-    }  # fmt: skip
-    assert np.mean(scores["gnn-rl"]) > np.mean(scores["random"])
