@@ -71,6 +71,10 @@ class HierarchicalGraph:
         operations = groups.operations
         pairs = [(p, i) for i, op in enumerate(operations) for p in op.parents]
         self._sources, self._operations = np.array(pairs).T
+        column = {id(op): j for j, op in enumerate(groups.layers)}
+        self._layers = np.array(
+            [column.get(id(operations[i]), -1) for i in self._operations]
+        )
         self._row_of = {pair: row for row, pair in enumerate(pairs)}
         if levels == 1:
             self.levels = ((self._motif([(-1, len(operations) - 1)]),),)
@@ -122,13 +126,8 @@ class HierarchicalGraph:
     def _edge_macs(self, widths: np.ndarray) -> np.ndarray:
         """[..., E]: share of the dense network's multiply-accumulates; 0 off layers."""
         macs = self._costs.layer_macs(widths) / self._costs.macs(self.groups.widths)
-        layer = iter(range(macs.shape[-1]))
-        column = [
-            next(layer) if op.kind in ("conv", "linear") else -1
-            for op in self.groups.operations
-        ]
         macs = np.concatenate([macs, np.zeros_like(macs[..., :1])], -1)
-        return macs[..., np.array(column)[self._operations]]
+        return macs[..., self._layers]
 
     def _fixed_features(self) -> np.ndarray:
         rows = []

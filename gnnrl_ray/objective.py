@@ -3,6 +3,7 @@
 Axis letter: G prunable groups.
 """
 
+import copy
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -102,7 +103,8 @@ class Objective:
         self.groups = groups
         self.budget = self.costs.check_budget(budget, min_keep)
         self.floor = self.costs.floor(min_keep)
-        self._network = network.eval()
+        # A copy: it moves between devices, and the caller's network stays where it is.
+        self._network = copy.deepcopy(network).eval()
         self._data = data
         self._finetune = parse_finetune(str(finetune))
         self._seed = seed

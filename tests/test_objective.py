@@ -71,6 +71,15 @@ def test_an_objective_can_be_sent_to_another_process(objective, groups):
     assert again(widths).accuracy == objective(widths).accuracy
 
 
+def test_the_callers_network_is_left_alone(network, groups, digits):
+    before = network.train().conv1.weight.clone()
+    objective = make(network, groups, digits).to("cpu")
+    objective(groups.widths // 2)
+    assert network.training
+    assert torch.equal(network.conv1.weight, before)
+    assert network.conv1.weight.stride() == before.stride()
+
+
 def test_budget_is_checked(network, groups, digits):
     with pytest.raises(BudgetError, match="must be a number from"):
         Objective(network, groups, digits, budget=0.001)
