@@ -29,9 +29,9 @@ from gnnrl_ray.env import TIMEOUTS
 from gnnrl_ray.finetuning import finetune
 from gnnrl_ray.graph import HierarchicalGraph
 from gnnrl_ray.groups import trace
+from gnnrl_ray.importance import IMPORTANCES
 from gnnrl_ray.journal import JournalError
 from gnnrl_ray.objective import Outcome, parse_finetune
-from gnnrl_ray.pruner import IMPORTANCES
 from gnnrl_ray.report import (
     draw_search,
     groups_table,

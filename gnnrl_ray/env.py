@@ -83,7 +83,7 @@ class PruningEnv(gym.Env):
         target = np.maximum(before * (1 - ratios), objective.floor)
         # The floor may lie above what an earlier step has left through rounding.
         target = np.minimum(target, before)
-        widths = np.rint(target).astype(np.int64)
+        widths = objective.costs.round(target)
         self._steps += 1
         met = objective.satisfied(widths)
         if met and self._fit:

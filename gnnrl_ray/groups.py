@@ -1,39 +1,59 @@
 """Channel groups: which channels of a network live and die together.
 
-Channels that the same layers make are one group. No names of networks or layers are looked
-at: what is tied follows from one trace and the labels sent through it.
+Channels that the same operations make and read are one group. No names of networks or
+layers are looked at: what is tied follows from one trace and the labels sent through it.
 
-Axis letters: G prunable groups, C channels of one operation.
+Axis letters: G prunable groups, C channels of one group or operation.
 """
 
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import nn
-from torch.fx.passes.shape_prop import ShapeProp
 
-from gnnrl_ray.labels import FIXED, Labels, Operation, TraceError, symbolic
+from gnnrl_ray.labels import FIXED, ZERO, Labels, Layout, Operation
+from gnnrl_ray.symbolic import symbolic, untraceable
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroups:
     """The pruning space of a network; holds no tensor of it and pickles.
 
+    A channel is what is kept or dropped: filters that are tied to each other are one.
+
     Attributes:
         names: of the G groups in trace order, after the module that first makes them.
         widths: int64 [G], channels of each group in the dense network.
+        steps: int64 [G], of which widths are multiples: a convolution in groups keeps
+            equally many channels in each.
         operations: the whole dataflow, in execution order.
         input_shape: (C, H, W) of one image.
+        layouts: where the channels are in parameters and buffers, by their names.
+        parameters: how many parameters have no channels.
+        macs: multiply-accumulates of what is left whole because it was not understood.
+        parts: of each group, int [C] for every division that its widths must respect.
+        whole: layers whose channels all stay, and why.
+        left: operations that were not understood and are left whole.
+        closed: modules that could not be traced and are one operation each.
     """
 
     names: tuple[str, ...]
     widths: np.ndarray
+    steps: np.ndarray
     operations: tuple[Operation, ...]
     input_shape: tuple[int, ...]
+    layouts: Mapping[str, Layout]
+    parameters: int
+    macs: int
+    parts: tuple[tuple[np.ndarray, ...], ...]
+    whole: Mapping[str, str] = field(default_factory=dict)
+    left: tuple[str, ...] = ()
+    closed: tuple[str, ...] = ()
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -54,81 +74,186 @@ class ChannelGroups:
         """Return ``widths`` as int64 [..., G].
 
         Raises:
-            ValueError: wrong number of groups, or a width outside 1 .. dense.
+            ValueError: wrong number of groups, a width outside 1 .. dense, or one that is
+                not a multiple of the group's step.
         """
         widths = np.asarray(widths)
         if widths.shape[-1:] != self.widths.shape:
             raise ValueError(
                 f"`widths` needs {len(self.widths)} entries, got shape {widths.shape}."
             )
-        wrong = (widths < 1) | (widths > self.widths) | (widths != np.rint(widths))
+        wrong = (widths < 1) | (widths > self.widths) | (widths % self.steps != 0)
         if wrong.any():
             g = int(np.argwhere(wrong)[0, -1])
+            kind = "an integer" if self.steps[g] == 1 else f"a multiple of {self.steps[g]}"
             raise ValueError(
-                f"width of {self.names[g]!r} must be an integer in 1..{self.widths[g]}, "
+                f"width of {self.names[g]!r} must be {kind} in 1..{self.widths[g]}, "
                 f"got {widths[..., g].ravel()[wrong[..., g].ravel().argmax()]}."
             )
         return widths.astype(np.int64)
 
 
-def trace(network: nn.Module, input_shape: tuple[int, ...]) -> ChannelGroups:
+def trace(
+    network: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    keep: str | None = None,
+    skip_untraceable: bool = False,
+) -> ChannelGroups:
     """Find the channel groups of ``network``.
 
     Args:
         network: any CNN that ``torch.fx`` can trace; left as it is.
         input_shape: (C, H, W) of one image.
+        keep: regular expression; groups with a layer whose name it matches stay whole.
+        skip_untraceable: leave whole what cannot be traced or is not understood.
 
     Raises:
         TraceError: names the module, the operation and the line that is not understood.
+        ValueError: ``keep`` is no regular expression, or matches no layer.
     """
-    graph = symbolic(network)
-    weights = next(graph.parameters())
-    example = torch.zeros(1, *input_shape, device=weights.device, dtype=weights.dtype)
-    training = graph.training
-    graph.eval()
-    with torch.no_grad():
-        ShapeProp(graph).propagate(example)
-    graph.train(training)
-    labels = Labels(graph)
-    labels.run(example)
-    return _describe(labels, input_shape)
+    closed = untraceable(network) if skip_untraceable else ()
+    graph = symbolic(network, closed)
+    labels = Labels(graph, skip_untraceable).run(input_shape)
+    counted = {name for name, layout in labels.layouts.items() if layout.trained}
+    every = sum(p.numel() for p in graph.parameters())
+    laid = sum(graph.get_parameter(name).numel() for name in counted)
+    if keep:
+        _keep(labels, keep)
+    return _Grouping(labels).describe(tuple(input_shape), every - laid, closed)
 
 
-def _describe(labels: Labels, input_shape: tuple[int, ...]) -> ChannelGroups:
-    """Turn labels into groups, and the operations' labels into channel numbers."""
-    makers = [
-        op for op in labels.operations if op.kind in ("conv", "linear") and not op.depthwise
-    ]
-    channel = _components(labels.minted, labels.ties)
-    # Channels made by the same layers are ranked against each other: one group.
-    made = np.zeros((channel.max() + 1, len(makers)), bool)
-    for column, op in enumerate(makers):
-        made[channel[op.outputs], column] = True
-    made[channel[list(labels.frozen)]] = False
-    _, group = np.unique(made, axis=0, return_inverse=True)
-    number = np.full(labels.minted + 1, FIXED)  # its last entry serves label FIXED
-    names: list[str] = []
-    widths: list[int] = []
-    for op in makers:
-        for which in dict.fromkeys(group[channel[op.outputs]].tolist()):
-            first = op.outputs[group[channel[op.outputs]] == which][0]
-            if not made[channel[first]].any() or number[first] >= 0:
-                continue
-            members = np.flatnonzero(group[channel] == which)
-            _, position = np.unique(channel[members], return_inverse=True)
-            number[members] = sum(widths) + position
+def _keep(labels: Labels, pattern: str) -> None:
+    """Freeze what layers with a name that ``pattern`` matches make."""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"--keep {pattern!r} is no regular expression: {error}.") from error
+    found = False
+    for op in labels.operations:
+        if op.weight and not op.depthwise and expression.search(op.module or op.name):
+            found = True
+            for label in op.outputs[op.outputs != FIXED].tolist():
+                labels.frozen.setdefault(label, f"--keep {pattern}")
+    if not found:
+        raise ValueError(f"--keep {pattern!r} matches no layer; `inspect` lists them.")
+
+
+class _Grouping:
+    """Turns labels into groups, and everything's labels into channel numbers."""
+
+    def __init__(self, labels: Labels) -> None:
+        self._labels = labels
+        self._makers = [op for op in labels.operations if op.weight and not op.depthwise]
+        # The channel of each label, and one more for those that are fixed from the start.
+        channel = _components(labels.minted, labels.ties)
+        self._channel = np.append(channel, channel.max(initial=-1) + 1)
+        self._reasons: dict[int, str] = {}
+        for label, reason in labels.frozen.items():
+            self._reasons.setdefault(int(self._channel[label]), reason)
+        self._signature = self._signatures(labels.operations, ("inputs", "outputs"))
+
+    def describe(
+        self, input_shape: tuple[int, ...], parameters: int, closed: tuple[str, ...]
+    ) -> ChannelGroups:
+        """Number the channels; freeze groups that cannot be pruned evenly, and repeat."""
+        self._freeze_mixtures()
+        while True:
+            groups = self._number(input_shape, parameters, closed)
+            parts, steps, uneven = [], [], {}
+            for g in range(len(groups.names)):
+                divisions = _divisions(groups, g)
+                balanced = _balanced(divisions)
+                parts.append(balanced or ())
+                steps.append(balanced[0].max() + 1 if balanced else 1)
+                if balanced is None:
+                    uneven[g] = "divided in ways that no choice of channels can balance"
+                elif steps[g] == groups.widths[g]:
+                    uneven[g] = "nothing smaller is possible"
+            if not uneven:
+                return replace(groups, parts=tuple(parts), steps=np.array(steps, int))
+            for g, reason in uneven.items():
+                members = np.unique(self._channel[self._group == g])
+                self._reasons.update(dict.fromkeys(members.tolist(), reason))
+
+    def _signatures(self, operations: list[Operation], ends: tuple[str, ...]) -> np.ndarray:
+        """uint64 per channel: how often it is at which ends of which operations."""
+        signature = np.zeros(self._channel[-1] + 1, np.uint64)
+        random = np.random.default_rng(0)
+        for op in operations:
+            for end in ends:
+                mix = random.integers(2**63, dtype=np.uint64) * 2 + 1
+                np.add.at(signature, self._channel[getattr(op, end)], mix)
+        return signature
+
+    def _freeze_mixtures(self) -> None:
+        """Freeze what is divided by position together with what other layers make.
+
+        The parts of a shuffle, a split or a convolution in groups are of equal size;
+        groups of independent widths would shift their borders.
+        """
+        makers = self._signatures(self._makers, ("outputs",))
+        fixed = np.zeros(len(self._signature), bool)
+        fixed[[*self._reasons, self._channel[FIXED]]] = True
+        for op in self._labels.operations:
+            divided, signature = [], self._signature
+            if op.groups > 1 and not op.depthwise:
+                divided = [op.inputs, op.outputs]
+            elif op.kind == "select" and _moved(op):
+                divided, signature = [op.inputs], makers
+            for channels in divided:
+                members = np.unique(self._channel[channels])
+                if len(np.unique(np.where(fixed[members], 0, signature[members]))) > 1:
+                    reason = f"{op.module or op.name} divides channels of several layers"
+                    for member in members[~fixed[members]].tolist():
+                        self._reasons.setdefault(member, reason)
+
+    def _number(
+        self, input_shape: tuple[int, ...], parameters: int, closed: tuple[str, ...]
+    ) -> ChannelGroups:
+        channel, labels = self._channel, self._labels
+        free = np.ones(len(self._signature), bool)
+        free[[*self._reasons, channel[FIXED]]] = False
+        number = np.full(len(channel), FIXED)
+        self._group = np.full(len(channel), FIXED)
+        names: list[str] = []
+        widths: list[int] = []
+        whole: dict[str, str] = {}
+        for op in self._makers:
             name = op.module or op.name
-            repeated = sum(n.split(":")[0] == name for n in names)
-            names.append(f"{name}:{repeated}" if repeated else name)
-            widths.append(int(position.max()) + 1)
-    operations = tuple(
-        replace(op, inputs=number[op.inputs], outputs=number[op.outputs])
-        for op in labels.operations
-    )
-    groups = ChannelGroups(tuple(names), np.array(widths), operations, tuple(input_shape))
-    for op in operations:
-        _check_even(groups, op)
-    return groups
+            made = channel[op.outputs]
+            for signature in dict.fromkeys(self._signature[made[free[made]]].tolist()):
+                members = np.flatnonzero(
+                    (self._signature[channel] == signature) & free[channel]
+                )
+                if number[members[0]] != FIXED:
+                    continue
+                _, position = np.unique(channel[members], return_inverse=True)
+                number[members] = sum(widths) + position
+                self._group[members] = len(names)
+                repeated = sum(n.split(":")[0] == name for n in names)
+                names.append(f"{name}:{repeated}" if repeated else name)
+                widths.append(int(position.max()) + 1)
+            frozen = made[~free[made]]
+            if len(frozen):
+                whole[name] = self._reasons.get(int(frozen[0]), "fixed")
+        return ChannelGroups(
+            tuple(names),
+            np.array(widths, int),
+            np.ones(len(widths), int),
+            tuple(
+                replace(op, inputs=number[op.inputs], outputs=number[op.outputs])
+                for op in labels.operations
+            ),
+            input_shape,
+            {name: _numbered(layout, number) for name, layout in labels.layouts.items()},
+            parameters,
+            labels.left_macs,
+            ((),) * len(widths),
+            whole,
+            tuple(labels.left),
+            closed,
+        )
 
 
 def _components(count: int, pairs: list[np.ndarray]) -> np.ndarray:
@@ -138,13 +263,57 @@ def _components(count: int, pairs: list[np.ndarray]) -> np.ndarray:
     return connected_components(graph, directed=False)[1]
 
 
-def _check_even(groups: ChannelGroups, op: Operation) -> None:
-    """Costs follow from widths alone if a layer meets all of a group's channels alike."""
-    for channels in (op.inputs, op.outputs):
-        counts = np.bincount(channels[channels >= 0], minlength=groups.offsets[-1])
-        for g in np.unique(groups.group_of(channels[channels >= 0])):
-            if np.ptp(counts[groups.offsets[g] : groups.offsets[g + 1]]):
-                raise TraceError(
-                    f"{op.module or op.name} uses only some channels of group "
-                    f"{groups.names[g]!r}, which share one fate with the others."
-                )
+def _moved(op: Operation) -> bool:
+    """Say whether a selection only moves channels, and adds none of zeros."""
+    taken = op.taken
+    assert taken is not None
+    identity = len(taken) == len(op.inputs) and (taken == np.arange(len(taken))).all()
+    return bool((taken != ZERO).all()) and not identity
+
+
+def _numbered(layout: Layout, number: np.ndarray) -> Layout:
+    """Return ``layout`` with channel numbers in place of labels."""
+    columns = None if layout.columns is None else number[np.asarray(layout.columns)]
+    return replace(layout, rows=number[np.asarray(layout.rows)], columns=columns)
+
+
+def _divisions(groups: ChannelGroups, g: int) -> list[np.ndarray]:
+    """How convolutions in groups divide group ``g``: int [C], the part of each channel."""
+    found: dict[bytes, np.ndarray] = {}
+    for op in groups.layers:
+        if op.groups == 1 or op.depthwise:
+            continue
+        for channels in (op.inputs, op.outputs):
+            (at,) = np.nonzero(groups.group_of(channels) == g)
+            if not len(at):
+                continue
+            counts = np.zeros((groups.widths[g], op.groups), int)
+            part = at * op.groups // len(channels)
+            np.add.at(counts, (channels[at] - groups.offsets[g], part), 1)
+            # Channels that are counted alike are interchangeable.
+            _, division = np.unique(counts, axis=0, return_inverse=True)
+            if division.any():
+                found[division.tobytes()] = division.ravel()
+    return list(found.values())
+
+
+def _balanced(divisions: list[np.ndarray]) -> tuple[np.ndarray, ...] | None:
+    """Return the divisions that matter, at most two into equally many equal parts.
+
+    Keeping equally many channels of each part of a finer division does so for a coarser
+    one, too. ``None`` if what remains is more than a perfect matching can balance.
+    """
+    if any(np.ptp(np.bincount(division)) for division in divisions):
+        return None
+    finest: list[np.ndarray] = []
+    for division in sorted(divisions, key=lambda d: -d.max()):
+        if not any(_refines(finer, division) for finer in finest):
+            finest.append(division)
+    if len(finest) > 2 or len({division.max() for division in finest}) > 1:
+        return None
+    return tuple(finest)
+
+
+def _refines(finer: np.ndarray, coarser: np.ndarray) -> bool:
+    pairs = np.unique(np.stack([finer, coarser], 1), axis=0)
+    return len(pairs) == finer.max() + 1

@@ -16,8 +16,9 @@ from torch import fx, nn
 from gnnrl_ray.costs import Costs
 from gnnrl_ray.data import Data
 from gnnrl_ray.groups import ChannelGroups
-from gnnrl_ray.labels import symbolic
-from gnnrl_ray.pruner import keep, rank, remove
+from gnnrl_ray.importance import rank
+from gnnrl_ray.pruner import keep, remove
+from gnnrl_ray.symbolic import symbolic
 from gnnrl_ray.training import accuracy, recalibrate, steps_per_epoch, train
 
 _EPISODE_LR = 0.01
@@ -113,7 +114,7 @@ class Objective:
 
     @cached_property
     def _graph(self) -> fx.GraphModule:
-        return symbolic(self._network)  # once, and shares the network's weights
+        return symbolic(self._network, self.groups.closed)  # once, and shares the network's weights
 
     def to(self, device: torch.device | str) -> "Objective":
         """Move network and data to ``device``; returns itself."""

@@ -1,62 +1,19 @@
-"""Which channels to keep, and the network without the others: removed, or silenced.
+"""The network without the channels that are not kept: removed, or silenced.
 
-Axis letters: G prunable groups, C channels of one group, K weights of one channel.
+Axis letters: G prunable groups, C channels of one group.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from gnnrl_ray.groups import ChannelGroups
-from gnnrl_ray.labels import FIXED, ZERO, Operation, select_channels, symbolic
-
-IMPORTANCES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-    "l1": lambda weights, _: weights.abs().sum(1),
-    "l2": lambda weights, _: weights.norm(dim=1),
-    "random": lambda weights, generator: torch.rand(len(weights), generator=generator),
-}
-
-
-def rank(
-    network: nn.Module, groups: ChannelGroups, importance: str = "l2", seed: int = 0
-) -> tuple[np.ndarray, ...]:
-    """Order the channels of every group from most to least important.
-
-    A channel's weights are those of all filters that make it, over all layers of its
-    group, so that layers of one residual stream are ranked as one.
-
-    Args:
-        network: the dense network.
-        groups: of that network.
-        importance: one of ``IMPORTANCES``.
-        seed: for ``random``.
-
-    Returns:
-        G arrays, int64 [C] each: a permutation of 0 .. C - 1.
-    """
-    if importance not in IMPORTANCES:
-        raise ValueError(
-            f"unknown importance {importance!r}; known: {', '.join(IMPORTANCES)}."
-        )
-    generator = torch.Generator().manual_seed(seed)
-    made: list[list[Tensor]] = [[] for _ in groups.names]
-    for op in groups.layers:
-        if op.depthwise:
-            continue
-        weight = network.get_submodule(op.module).weight.detach().cpu().flatten(1).float()
-        owner = groups.group_of(op.outputs)
-        for g in np.unique(owner[owner >= 0]):
-            rows = torch.zeros(groups.widths[g], weight.shape[1])
-            rows[op.outputs[owner == g] - groups.offsets[g]] = weight[owner == g]
-            made[g].append(rows)
-    score = IMPORTANCES[importance]
-    return tuple(
-        score(torch.cat(rows, 1), generator).argsort(descending=True, stable=True).numpy()
-        for rows in made
-    )
+from gnnrl_ray.importance import Batch, rank
+from gnnrl_ray.labels import FIXED, ZERO, Layout, Operation, select_channels
+from gnnrl_ray.symbolic import symbolic
 
 
 def keep(ranking: Iterable[np.ndarray], widths: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -72,6 +29,7 @@ def prune(
     widths: np.ndarray,
     importance: str = "l2",
     seed: int = 0,
+    batch: Batch | None = None,
 ) -> fx.GraphModule:
     """Return a physically smaller copy of ``network`` with ``widths`` channels.
 
@@ -79,14 +37,16 @@ def prune(
         network: the dense network; left as it is.
         groups: of that network.
         widths: int [G], channels to keep.
-        importance: one of ``IMPORTANCES``: which channels those are.
+        importance: one of :data:`~gnnrl_ray.importance.IMPORTANCES`: which those are.
         seed: for ``random`` importance.
+        batch: images [B, C, H, W] and labels [B], for ``taylor`` importance.
 
     Raises:
         ValueError: widths out of range, or an unknown importance.
     """
     widths = groups.check_widths(widths)
-    return remove(network, groups, keep(rank(network, groups, importance, seed), widths))
+    ranking = rank(network, groups, importance, seed, batch)
+    return remove(network, groups, keep(ranking, widths))
 
 
 def mask(
@@ -95,6 +55,7 @@ def mask(
     widths: np.ndarray,
     importance: str = "l2",
     seed: int = 0,
+    batch: Batch | None = None,
 ) -> fx.GraphModule:
     """Return a copy of ``network`` with the same channels silenced: equal outputs.
 
@@ -102,7 +63,8 @@ def mask(
     channels, after normalisation and activation, as if they were not there.
     """
     widths = groups.check_widths(widths)
-    return silence(network, groups, keep(rank(network, groups, importance, seed), widths))
+    ranking = rank(network, groups, importance, seed, batch)
+    return silence(network, groups, keep(ranking, widths))
 
 
 def _flags(groups: ChannelGroups, kept: Iterable[np.ndarray]) -> np.ndarray:
@@ -123,87 +85,116 @@ def remove(
     dict has the dense network's keys, and it trains, copies and exports like any module.
     """
     flags = _flags(groups, kept)
-    graph = symbolic(network)
-    indices = {
-        op.module: (_positions(flags, op.inputs), _positions(flags, op.outputs), op)
-        for op in groups.operations
-        if op.kind in ("conv", "linear", "norm")
-    }
-    smaller: dict[int, object] = {}
-    for name, (inputs, outputs, op) in indices.items():
-        _slice(graph.get_submodule(name), inputs, outputs, op, smaller)
+    graph = symbolic(network, groups.closed)
+    smaller: dict[int, object] = {}  # where ``copy.deepcopy`` looks for copies
+    for name, layout in groups.layouts.items():
+        owner, _, attribute = name.rpartition(".")
+        tensor = getattr(graph.get_submodule(owner), attribute)
+        part = _part(tensor.detach(), layout, flags)
+        if isinstance(tensor, nn.Parameter):
+            part = nn.Parameter(part, tensor.requires_grad)
+        smaller[id(tensor)] = part
     result = copy.deepcopy(graph, smaller)
-    for name, (inputs, outputs, op) in indices.items():
-        _resize(result.get_submodule(name), len(inputs), len(outputs), op)
+    nodes = {node.name: node for node in result.graph.nodes}
     for op in groups.operations:
+        before = (len(op.inputs), len(op.outputs))
+        after = (int(flags[op.inputs].sum()), int(flags[op.outputs].sum()))
+        if before == after:
+            continue
+        node = nodes[op.name]
         if op.kind == "select":
-            _reselect(result, op, flags)
+            nodes[op.name] = _reselect(result, node, nodes[op.source], op, flags)
+        elif op.kind == "reshape":
+            _reshape(node, op, after[1])
+        elif node.op == "call_module":
+            _resize(result.get_submodule(str(node.target)), before, after, op)
+        elif op.depthwise:
+            _regroup(node, after[0])
+    result.graph.eliminate_dead_code()
     result.recompile()
     return result
 
 
-def _positions(flags: np.ndarray, channels: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.flatnonzero(flags[channels]))
+def _part(tensor: Tensor, layout: Layout, flags: np.ndarray) -> Tensor:
+    """Return the part of ``tensor`` that belongs to kept channels."""
+    rows = torch.from_numpy(flags[layout.rows]).to(tensor.device)
+    if layout.columns is None:
+        return tensor.index_select(layout.axis, rows.nonzero()[:, 0])
+    columns = torch.from_numpy(flags[layout.columns]).to(tensor.device)
+    blocks = zip(
+        *(t.chunk(layout.groups) for t in (tensor, rows, columns)), strict=True
+    )
+    return torch.cat([block[r][:, c] for block, r, c in blocks])
 
 
-def _slice(
-    module: nn.Module, inputs: Tensor, outputs: Tensor, op: Operation, memo: dict
+def _resize(
+    module: nn.Module, before: tuple[int, int], after: tuple[int, int], op: Operation
 ) -> None:
-    """Put the smaller tensors of ``module`` where ``copy.deepcopy`` looks for copies."""
-
-    def put(tensor: Tensor | None, *indices: Tensor) -> None:
-        if tensor is None:
-            return
-        part = tensor.detach()
-        for axis, index in enumerate(indices):
-            part = part.index_select(axis, index.to(part.device))
-        if isinstance(tensor, nn.Parameter):
-            part = nn.Parameter(part, tensor.requires_grad)
-        memo[id(tensor)] = part
-
-    if op.kind == "norm":
-        for tensor in (
-            module.weight,
-            module.bias,
-            module.running_mean,
-            module.running_var,
-        ):
-            put(tensor, outputs)
-        return
-    put(module.weight, outputs, *([] if op.depthwise else [inputs]))
-    put(module.bias, outputs)
-
-
-def _resize(module: nn.Module, inputs: int, outputs: int, op: Operation) -> None:
     """Let ``module`` say of itself what it has become."""
-    if op.kind == "norm":
-        module.num_features = outputs
-    elif op.kind == "linear":
-        module.in_features, module.out_features = inputs, outputs
-    else:
-        module.in_channels, module.out_channels = inputs, outputs
-        if op.depthwise:
-            module.groups = outputs
+    inputs, outputs = after
+    match op.kind, module:
+        case "conv", _:
+            module.in_channels, module.out_channels = inputs, outputs
+            if op.depthwise:
+                module.groups = inputs
+        case "linear", _:
+            module.in_features, module.out_features = inputs, outputs
+        case "norm", nn.GroupNorm():
+            module.num_groups = module.num_groups * outputs // before[1]
+            module.num_channels = outputs
+        case "norm", _:
+            module.num_features = outputs
+        case "activation", nn.PReLU() if module.num_parameters > 1:
+            module.num_parameters = outputs
 
 
-def _reselect(graph: fx.GraphModule, op: Operation, flags: np.ndarray) -> None:
+def _regroup(node: fx.Node, channels: int) -> None:
+    """Rewrite the number of groups where a depth-wise convolution spells it out."""
+    at = 6  # of ``groups`` in F.conv2d and F.conv_transpose2d alike
+    if len(node.args) > at and isinstance(node.args[at], int):
+        node.update_arg(at, channels)
+    elif isinstance(node.kwargs.get("groups"), int):
+        node.update_kwarg("groups", channels)
+
+
+def _reshape(node: fx.Node, op: Operation, channels: int) -> None:
+    """Rewrite the number of channels where a shape spells it out."""
+    if node.target not in ("view", "reshape", "expand", torch.reshape):
+        return
+    flat = not isinstance(node.args[1], tuple | list)
+    sizes = list(node.args[1:] if flat else node.args[1])
+    if isinstance(sizes[op.axis], int) and sizes[op.axis] != -1:
+        sizes[op.axis] = channels
+        node.args = (node.args[0], *(sizes if flat else [tuple(sizes)]))
+
+
+def _reselect(
+    graph: fx.GraphModule, node: fx.Node, source: fx.Node, op: Operation, flags: np.ndarray
+) -> fx.Node:
     """Let a selection of channels pick from what was kept, for what was kept."""
     there = flags[op.inputs]
     position = np.where(there, np.cumsum(there) - 1, ZERO)
     assert op.taken is not None
+    padded = (op.taken == ZERO).any()
     taken = op.taken[flags[op.outputs]]
-    index = torch.from_numpy(np.where(taken == ZERO, ZERO, position[taken]))
-    node = _node(graph, op)
+    index = np.where(taken == ZERO, ZERO, position[taken])
     with graph.graph.inserting_before(node):
-        constant = _constant(graph, f"taken_{op.name}", index)
-        selected = graph.graph.call_function(select_channels, (node.args[0], constant))
+        if padded:
+            constant = _constant(graph, f"taken_{op.name}", torch.from_numpy(index))
+            selected = graph.graph.call_function(select_channels, (source, constant))
+        elif (np.diff(index) == 1).all():
+            selected = graph.graph.call_function(
+                torch.narrow, (source, op.axis, int(index[0]), len(index))
+            )
+        else:
+            constant = _constant(graph, f"taken_{op.name}", torch.from_numpy(index))
+            selected = graph.graph.call_function(
+                torch.index_select, (source, op.axis, constant)
+            )
     node.replace_all_uses_with(selected)
     graph.graph.erase_node(node)
     selected.name = op.name
-
-
-def _node(graph: fx.GraphModule, op: Operation) -> fx.Node:
-    return next(node for node in graph.graph.nodes if node.name == op.name)
+    return selected
 
 
 def _constant(graph: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
@@ -218,16 +209,25 @@ def silence(
 ) -> fx.GraphModule:
     """Return a copy of ``network`` in which only ``kept`` channels are read."""
     flags = _flags(groups, kept)
-    graph = copy.deepcopy(symbolic(network))
+    graph = copy.deepcopy(symbolic(network, groups.closed))
+    nodes = {node.name: node for node in graph.graph.nodes}
     dtype = next(graph.parameters()).dtype
-    readers = [op for op in groups.operations if op.kind in ("conv", "linear", "select")]
-    for op in readers:
-        node = _node(graph, op)
+    for op in groups.operations:
+        padded = op.kind == "select" and (op.taken == ZERO).any()
+        if op.weight is None and not padded:
+            continue
+        node = nodes[op.name]
+        source = node.all_input_nodes[0]
         there = torch.from_numpy(flags[op.inputs]).to(dtype)
-        shape = (-1,) if op.kind == "linear" else (-1, 1, 1)
+        kernel = 2 if padded else _dimensions(graph, op)
         with graph.graph.inserting_before(node):
-            constant = _constant(graph, f"mask_{op.name}", there.view(shape))
-            masked = graph.graph.call_function(torch.mul, (node.args[0], constant))
-        node.update_arg(0, masked)
+            constant = _constant(graph, f"mask_{op.name}", there.view(-1, *[1] * kernel))
+            masked = graph.graph.call_function(torch.mul, (source, constant))
+        node.replace_input_with(source, masked)
     graph.recompile()
     return graph
+
+
+def _dimensions(graph: fx.GraphModule, op: Operation) -> int:
+    """Return how many axes a layer's kernel has; its input has as many after channels."""
+    return graph.get_parameter(op.weight).dim() - 2

@@ -74,4 +74,4 @@ def ray_session():
 
 
 def random_widths(groups, rng):
-    return rng.integers(1, groups.widths + 1)
+    return rng.integers(1, groups.widths // groups.steps, endpoint=True) * groups.steps

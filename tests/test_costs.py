@@ -10,8 +10,9 @@ from gnnrl_ray.zoo import build_network
 
 
 def count_macs(network, shape=(3, 32, 32)):
+    x = torch.zeros(1, *shape, dtype=next(network.parameters()).dtype)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.eval()(torch.zeros(1, *shape))
+        network.eval()(x)
     return counter.get_total_flops() // 2
 
 

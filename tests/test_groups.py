@@ -5,11 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import random_widths
+from test_costs import count_macs
 from torch import nn
 
-from gnnrl_ray import prune
+from gnnrl_ray import Costs, mask, prune
 from gnnrl_ray.groups import trace
-from gnnrl_ray.labels import FIXED, ZERO, TraceError, select_channels
+from gnnrl_ray.labels import FIXED, ZERO, select_channels
+from gnnrl_ray.symbolic import TraceError
 from gnnrl_ray.zoo import build_network
 
 
@@ -57,7 +59,7 @@ def test_tracing_leaves_the_network_alone(network):
 
 
 def test_a_pruned_network_traces_to_its_own_widths(network, groups, rng):
-    widths = random_widths(groups, rng)
+    widths = np.maximum(random_widths(groups, rng), 2)
     again = trace(prune(network, groups, widths), (3, 32, 32))
     assert again.names == groups.names
     assert np.array_equal(again.widths, widths)
@@ -95,72 +97,116 @@ def test_groups_follow_concatenation_and_gates():
 
 
 def modules_that_fail():
-    class Divides(nn.Module):
+    class Branches(nn.Module):
         def __init__(self):
             super().__init__()
             self.conv = nn.Conv2d(3, 8, 1)
+            self.second = nn.Conv2d(8, 8, 1)
 
-        def forward(self, x):
-            return self.conv(x).chunk(2, 1)[0]
-
-    class Branches(Divides):
         def forward(self, x):
             return self.conv(x) if x.sum() > 0 else x
 
-    class Sorts(Divides):
+    class Sorts(Branches):
         def forward(self, x):
-            return torch.cumsum(self.conv(x), 1)
+            return self.second(torch.cumsum(self.conv(x), 1))
 
-    class Grouped(Divides):
+    class Mean(Branches):
+        def forward(self, x):
+            return self.second(self.conv(x)).mean((1, 2))
+
+    class Batches(Branches):
+        def forward(self, x):
+            return F.linear(self.conv(x).reshape(-1, 8), self.second.weight[:, :, 0, 0])
+
+    class Folds(Branches):
+        def forward(self, x):
+            return F.relu(self.conv(x).view(-1, 2, 4, 8, 8)).sum()
+
+    class Ones(Branches):
+        def forward(self, x):
+            return self.second(F.pad(self.conv(x), (0, 0, 0, 0, 0, 8), value=1.0)[:, 8:])
+
+    class Recurrent(Branches):
         def __init__(self):
             super().__init__()
-            self.conv = nn.Conv2d(3, 9, 1, groups=3)
+            self.memory = nn.LSTM(8, 8)
 
         def forward(self, x):
-            return self.conv(x)
+            return self.memory(self.conv(x).mean((2, 3)))[0]
 
-    class Mean(Divides):
-        def forward(self, x):
-            return self.conv(x).mean((1, 2))
-
-    class Twice(Divides):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 1)
-
-        def forward(self, x):
-            return self.conv(self.conv(x))
-
-    class Tied(Twice):
-        def __init__(self):
-            super().__init__()
-            self.other = nn.Conv2d(3, 3, 1)
-            self.other.weight = self.conv.weight
-
-        def forward(self, x):
-            return self.other(self.conv(x))
-
-    class Batches(Divides):
-        def forward(self, x):
-            return self.conv(x).reshape(-1, 8)
-
-    yield Mean, "mean over channels"
-    yield Twice, "conv in .*conv.*: weights that are used more than once"
-    yield Tied, "other in .*other.*: weights that are used more than once"
-    yield Batches, "first axis is not the batch"
-    yield Divides, r"chunk in the network itself: .*effect on channels.*test_groups\.py"
+    yield Mean, "mean in the network itself: a mean or a sum over channels"
+    yield Batches, "linear in .*: channels are divided or reordered by position"
+    yield Folds, "relu in .*: channels are divided or reordered by position"
+    yield Ones, "pad in .*: channels padded other than with zeros"
+    yield Recurrent, "memory in memory: .*unknown"
     yield (
         Branches,
         r"cannot follow the network itself at .*test_groups\.py:\d+ \(return",
     )
-    yield Sorts, "cumsum.*effect on channels is unknown"
-    yield Grouped, "conv in conv: a convolution in 3 groups"
+    yield Sorts, r"cumsum in the network itself: .*unknown at .*test_groups\.py"
 
 
 @pytest.mark.parametrize(("kind", "message"), list(modules_that_fail()))
 def test_what_is_not_understood_is_named(kind, message):
     with pytest.raises(TraceError, match=message):
         trace(kind(), (3, 8, 8))
+
+
+@pytest.mark.parametrize(("kind", "message"), list(modules_that_fail()))
+def test_what_is_not_understood_can_be_left_whole(kind, message):
+    network = kind().double().eval()
+    if kind.__name__ == "Branches":  # the whole network is one operation
+        with pytest.raises(TraceError, match=message):
+            trace(network, (3, 8, 8), skip_untraceable=True)
+        return
+    groups = trace(network, (3, 8, 8), skip_untraceable=True)
+    assert {"conv", "second"} & set(groups.whole)
+    assert len(groups.left) == 1
+    costs = Costs(groups)
+    assert costs.macs(groups.widths) == count_macs(network, (3, 8, 8))
+    same = prune(network, groups, groups.widths)
+    assert costs.params(groups.widths) == sum(p.numel() for p in same.parameters())
+
+
+def test_modules_that_cannot_be_traced_are_left_closed():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            return self.conv(x) if x.sum() > 0 else x
+
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 1), nn.Sequential(Branches()), nn.Conv2d(8, 9, 1),
+        nn.Conv2d(9, 2, 1),
+    ).double()  # fmt: skip
+    with pytest.raises(TraceError, match=r"cannot follow 2\.0 at .*return self\.conv"):
+        trace(network, (3, 8, 8))
+    groups = trace(network, (3, 8, 8), skip_untraceable=True)
+    assert groups.closed == ("2.0",)
+    assert groups.names == ("0", "3")
+    assert set(groups.whole) == {"1", "4"}
+    x = torch.randn(2, 3, 8, 8, dtype=torch.double)
+    smaller = prune(network, groups, [3, 5])
+    assert torch.allclose(smaller(x), mask(network, groups, [3, 5])(x), rtol=1e-8)
+    assert Costs(groups).macs(groups.widths) <= count_macs(network, (3, 8, 8))
+    assert Costs(groups).params([3, 5]) == sum(p.numel() for p in smaller.parameters())
+
+
+def test_groups_that_are_to_be_kept(network, groups):
+    kept = trace(network, (3, 32, 32), keep=r"layer2\..*conv1|^conv1$")
+    gone = {"conv1", "layer2.0.conv1"}
+    assert kept.names == tuple(name for name in groups.names if name not in gone)
+    assert kept.whole["layer1.0.conv2"].startswith("--keep")  # it shares conv1's channels
+    for pattern, message in (("nothing", "matches no layer"), ("(", "no regular expression")):
+        with pytest.raises(ValueError, match=message):
+            trace(network, (3, 32, 32), keep=pattern)
+
+
+def test_a_wrong_input_shape_is_named(network):
+    with pytest.raises(TraceError, match=r"on an image of shape \(1, 32, 32\)"):
+        trace(network, (1, 32, 32))
 
 
 @pytest.mark.parametrize("bad", [0, 17, 1.5])

@@ -7,7 +7,8 @@ from conftest import random_widths
 from test_groups import Zoo
 
 from gnnrl_ray import mask, prune, trace
-from gnnrl_ray.pruner import IMPORTANCES, keep, rank, remove
+from gnnrl_ray.importance import IMPORTANCES, rank
+from gnnrl_ray.pruner import keep, remove
 from gnnrl_ray.zoo import build_network
 
 
@@ -17,8 +18,9 @@ def test_removed_equals_masked(network, groups, importance, seed):
     widths = random_widths(groups, np.random.default_rng(seed))
     network = network.double()
     x = torch.randn(4, 3, 32, 32, dtype=torch.double)
-    smaller = prune(network, groups, widths, importance, seed)
-    silenced = mask(network, groups, widths, importance, seed)
+    batch = (x, torch.arange(4))
+    smaller = prune(network, groups, widths, importance, seed, batch)
+    silenced = mask(network, groups, widths, importance, seed, batch)
     assert smaller.conv1.out_channels == widths[0]
     assert silenced.conv1.out_channels == 16
     assert torch.allclose(smaller(x), silenced(x), rtol=1e-8, atol=1e-10)
@@ -58,16 +60,6 @@ def test_the_dense_network_stays_as_it_is(network, groups, rng):
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
-def test_ranking_sums_over_all_layers_of_a_group(network, groups):
-    made = ("conv1", "layer1.0.conv2")
-    weights = [network.get_submodule(name).weight.detach() for name in made]
-    l1 = sum(w.abs().sum((1, 2, 3)) for w in weights)
-    l2 = sum(w.square().sum((1, 2, 3)) for w in weights)
-    for importance, score in (("l1", l1), ("l2", l2)):
-        order = rank(network, groups, importance)[0]
-        assert np.array_equal(order, score.argsort(descending=True).numpy())
-
-
 def test_narrower_candidates_nest(network, groups, rng):
     ranking = rank(network, groups)
     wide = np.maximum(2, random_widths(groups, rng))
@@ -96,8 +88,3 @@ def test_a_removed_network_trains_copies_and_exports(network, groups, rng):
     smaller.train()(x).square().mean().backward()
     assert all(torch.isfinite(p.grad).all() for p in smaller.parameters())
     assert set(smaller.state_dict()) == set(network.state_dict())
-
-
-def test_unknown_importance_lists_the_known(network, groups):
-    with pytest.raises(ValueError, match="known: l1, l2, random"):
-        prune(network, groups, groups.widths, importance="l3")

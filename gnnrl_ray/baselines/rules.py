@@ -26,6 +26,6 @@ def random(
     """
     dense = costs.groups.widths
     target = np.maximum(dense * (1 - generator.random(len(dense))), floor)
-    if costs.macs(np.rint(target)) <= budget * costs.macs(dense):
+    if costs.macs(costs.round(target)) <= budget * costs.macs(dense):
         return costs.fit(dense, target, budget)
     return costs.fit(target, floor, budget)

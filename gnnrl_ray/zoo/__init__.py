@@ -1,30 +1,97 @@
 """Networks by name: an architecture, and trained weights where some are to be had."""
 
+import importlib
+import inspect
+import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
+import torchvision
 from torch import nn
 
+from gnnrl_ray.zoo.mobilenet import MobileNet, build_mobilenet_v2
 from gnnrl_ray.zoo.resnet import ResNet
+from gnnrl_ray.zoo.shufflenet import ShuffleNet, build_shufflenet_v2
+from gnnrl_ray.zoo.vgg import build_vgg16
 from gnnrl_ray.zoo.weights import WeightsError, fetch_weights, home, load_weights
 
-__all__ = ["NETWORKS", "WeightsError", "build_network", "home", "load_network"]
+__all__ = ["NETWORKS", "WeightsError", "build_network", "home", "is_ours", "load_network"]
 
-NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    f"resnet{depth}": partial(ResNet, depth) for depth in (20, 32, 44, 56, 110)
+_SMALL = 64  # pixels; below it, networks made for ImageNet keep their first images large
+
+
+def _resnet(depth: int) -> Callable[[int, bool], nn.Module]:
+    return lambda num_classes, small: ResNet(depth, num_classes)
+
+
+# Each takes the number of classes, and whether images are small.
+NETWORKS: dict[str, Callable[[int, bool], nn.Module]] = {
+    **{f"resnet{depth}": _resnet(depth) for depth in (20, 32, 44, 56, 110)},
+    "vgg16": build_vgg16,
+    "mobilenet_v1": MobileNet,
+    "mobilenet_v2": build_mobilenet_v2,
+    "shufflenet_v1": ShuffleNet,
+    "shufflenet_v2": build_shufflenet_v2,
 }
 
 
-def build_network(name: str, num_classes: int = 10) -> nn.Module:
+def is_ours(name: str) -> bool:
+    """Say whether building ``name`` runs no code but this package's and torchvision's."""
+    return name in NETWORKS or name.startswith("torchvision:")
+
+
+def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> nn.Module:
     """Return the untrained network ``name`` with ``num_classes`` outputs.
+
+    Args:
+        name: one of ``NETWORKS``; ``torchvision:NAME``; or ``package.module:callable``,
+            which is called with ``num_classes`` if it takes that, and without arguments
+            if not.
+        num_classes: outputs of the classifier.
+        image_size: side of the images; up to 64 pixels, ``NETWORKS`` that were made for
+            ImageNet halve them less often.
 
     Raises:
         ValueError: unknown name; lists the known ones.
     """
-    if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}.")
-    return NETWORKS[name](num_classes)
+    if name in NETWORKS:
+        return NETWORKS[name](num_classes, image_size <= _SMALL)
+    source, colon, attribute = name.partition(":")
+    if not colon:
+        known = ", ".join(NETWORKS)
+        raise ValueError(
+            f"unknown network {name!r}; known: {known}; or torchvision:NAME, or "
+            "package.module:callable."
+        )
+    if source == "torchvision":
+        try:
+            build = torchvision.models.get_model_builder(attribute)
+        except ValueError as error:
+            raise ValueError(
+                f"torchvision has no network {attribute!r}; it lists its own with "
+                "torchvision.models.list_models()."
+            ) from error
+        return build(weights=None, num_classes=num_classes)
+    build = _import(source, attribute)
+    takes = inspect.signature(build).parameters
+    network = build(num_classes=num_classes) if "num_classes" in takes else build()
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{name} returned a {type(network).__name__}, not an nn.Module.")
+    return network
+
+
+def _import(module: str, attribute: str) -> Callable[..., nn.Module]:
+    """Return ``attribute`` of ``module``, which may be in the current folder."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise ValueError(f"cannot import {module!r}: {error}.") from error
+    finally:
+        sys.path.pop(0)
+    if not callable(found):
+        raise ValueError(f"{module} has no callable {attribute!r}.")
+    return found
 
 
 def load_network(
@@ -33,20 +100,22 @@ def load_network(
     *,
     weights: Path | str | None = None,
     num_classes: int = 10,
+    image_size: int = 32,
 ) -> nn.Module:
     """Return the trained network ``name``, in evaluation mode.
 
     Args:
-        name: one of ``NETWORKS``.
+        name: see :func:`build_network`.
         dataset: the data set it was trained on; picks the weights.
         weights: a state dict to use in place of the cached or published one.
         num_classes: outputs of the classifier.
+        image_size: side of the images.
 
     Raises:
         ValueError: unknown name.
         WeightsError: no weights, or unusable ones; says which and why.
     """
-    network = build_network(name, num_classes)
+    network = build_network(name, num_classes, image_size)
     path = Path(weights) if weights else fetch_weights(name, dataset)
     load_weights(network, path)
     return network.eval()

@@ -39,7 +39,8 @@ def home() -> Path:
 
 def weights_path(name: str, dataset: str) -> Path:
     """Return where the weights of ``name`` for ``dataset`` are kept, there or not."""
-    file = PUBLISHED.get((name, dataset), f"{name}-{dataset}.safetensors")
+    plain = name.replace(":", "-")
+    file = PUBLISHED.get((name, dataset), f"{plain}-{dataset}.safetensors")
     return home() / "weights" / file
 
 

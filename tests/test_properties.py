@@ -1,0 +1,141 @@
+"""What must hold of every network, at random widths."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_widths
+from networks import EVERY, build
+from test_costs import count_macs
+
+from gnnrl_ray import Costs, HierarchicalGraph, mask, prune, trace
+from gnnrl_ray.importance import rank
+from gnnrl_ray.pruner import keep, remove
+
+
+@pytest.fixture(scope="module", params=EVERY)
+def subject(request):
+    """The network in double precision, its input shape and its groups."""
+    network, shape = build(request.param)
+    network = network.double()
+    return network, shape, trace(network, shape)
+
+
+def outputs(network, x):
+    """All outputs as one vector."""
+    with torch.no_grad():
+        result = network(x)
+    parts = result.values() if isinstance(result, dict) else [result]
+    return torch.cat([part.flatten() for part in parts])
+
+
+def close(first, second):
+    return torch.allclose(first, second, rtol=1e-8, atol=1e-8 * second.abs().max().item())
+
+
+def check_removed_equals_masked(network, shape, groups, widths, x):
+    removed, masked = prune(network, groups, widths), mask(network, groups, widths)
+    assert close(outputs(removed, x), outputs(masked, x))
+    return removed
+
+
+def check_costs(removed, shape, groups, widths):
+    costs = Costs(groups)
+    assert count_macs(removed, shape) == costs.macs(widths)
+    assert sum(p.numel() for p in removed.parameters()) == costs.params(widths)
+
+
+def check_trains(removed, x):
+    removed.train()
+    result = removed(x)
+    parts = result.values() if isinstance(result, dict) else [result]
+    sum(part.square().mean() for part in parts).backward()
+    gradients = [p.grad for p in removed.parameters() if p.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    with torch.no_grad():
+        for parameter in removed.parameters():
+            if parameter.grad is not None:
+                parameter -= 1e-3 * parameter.grad
+    removed.eval()
+
+
+def check_nesting(network, shape, groups, rng, x):
+    """Removing in two steps is removing at once."""
+    ranking, steps = rank(network, groups), groups.steps
+    # Groups of one channel left cannot be pruned, and so are none.
+    most = groups.widths // steps
+    wide = np.minimum(rng.integers(2, most + 1, endpoint=True), most) * steps
+    narrow = rng.integers(1, wide // steps, endpoint=True) * steps
+    kept = keep(ranking, wide)
+    step = remove(network, groups, kept)
+    again = trace(step, shape)
+    assert again.names == groups.names
+    assert np.array_equal(again.widths, wide)
+    assert np.array_equal(again.steps, steps)
+    inner = [
+        np.searchsorted(outer, index)
+        for outer, index in zip(kept, keep(ranking, narrow), strict=True)
+    ]
+    once, twice = remove(network, groups, keep(ranking, narrow)), remove(step, again, inner)
+    assert close(outputs(twice, x), outputs(once, x))
+
+
+def check_features(groups, widths):
+    """The graph's features change exactly where widths change."""
+    graph, operations = HierarchicalGraph(groups), groups.operations
+    changed = (graph.features(widths) != graph.features(groups.widths)).any(1)
+    different = np.append(np.repeat(widths != groups.widths, groups.widths), False)
+    touched = [
+        bool(different[operations[i].outputs].any())
+        or bool(p >= 0 and different[operations[p].outputs].any())
+        for i, op in enumerate(operations)
+        for p in op.parents
+    ]
+    assert changed.tolist() == touched
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3))])
+def test_properties(subject, seed):
+    print(f"seed {seed}")
+    network, shape, groups = subject
+    rng = np.random.default_rng(seed)
+    widths = random_widths(groups, rng)
+    x = torch.randn(2, *shape, dtype=torch.double)
+    removed = check_removed_equals_masked(network, shape, groups, widths, x)
+    assert not close(outputs(removed, x), outputs(network, x))
+    check_costs(removed, shape, groups, widths)
+    check_nesting(network, shape, groups, rng, x)
+    check_features(groups, widths)
+    check_trains(removed, x)
+
+
+def test_full_widths_are_the_network_itself(subject):
+    network, shape, groups = subject
+    x = torch.randn(1, *shape, dtype=torch.double)
+    whole = prune(network, groups, groups.widths)
+    assert torch.equal(outputs(whole, x), outputs(network, x))
+
+
+def test_delivery(subject):
+    """State dict, copy, torch.export and torch.jit.trace of a removed network."""
+    network, shape, groups = subject
+    widths = np.maximum(groups.widths // groups.steps // 2, 1) * groups.steps
+    removed = prune(network, groups, widths).float()
+    x = torch.randn(1, *shape)
+    expected = outputs(removed, x)
+    other = prune(network, groups, widths).float()
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    other.load_state_dict(removed.state_dict())
+    assert torch.equal(outputs(other, x), expected)
+    assert torch.equal(outputs(copy.deepcopy(removed), x), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(removed, (x,)).module()
+        scripted = torch.jit.trace(removed, (x,), strict=False)
+    scale = expected.abs().max()
+    assert torch.allclose(outputs(exported, x) / scale, expected / scale, atol=1e-5)
+    assert torch.allclose(outputs(scripted, x) / scale, expected / scale, atol=1e-5)
