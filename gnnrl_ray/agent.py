@@ -72,6 +72,7 @@ def run_agent(
                 "fit": settings["fit"],
                 "on_timeout": settings["on_timeout"],
                 "max_steps": settings["max_steps"],
+                "levels": settings["levels"],
             },
         )
         .env_runners(

@@ -24,7 +24,8 @@ from torch import nn
 from typer.models import OptionInfo
 
 from gnnrl_ray.costs import Costs
-from gnnrl_ray.data import VALIDATIONS, Data, load_data
+from gnnrl_ray.data import DATASETS, VALIDATIONS, Data, load_data
+from gnnrl_ray.drawing import draw_graph
 from gnnrl_ray.env import TIMEOUTS
 from gnnrl_ray.finetuning import finetune
 from gnnrl_ray.graph import HierarchicalGraph
@@ -33,11 +34,14 @@ from gnnrl_ray.importance import IMPORTANCES
 from gnnrl_ray.journal import JournalError
 from gnnrl_ray.objective import Outcome, parse_finetune
 from gnnrl_ray.report import (
+    describe,
     draw_search,
     groups_table,
+    left_table,
     measure,
     measures_table,
     motifs_table,
+    whole_table,
 )
 from gnnrl_ray.run import Run, load_pruned
 from gnnrl_ray.search import METHODS, search
@@ -70,11 +74,14 @@ def _choice(choices: Iterable[str], text: str) -> OptionInfo:
     return typer.Option(parser=parse, metavar="|".join(choices), help=text)
 
 
-NetworkOption = Annotated[str, typer.Option(help=f"One of: {', '.join(NETWORKS)}.")]
-DatasetOption = Annotated[str, typer.Option(help="digits (embedded) or cifar10.")]
+_NETWORKS = f"{', '.join(NETWORKS)}, torchvision:NAME or package.module:callable."
+NetworkOption = Annotated[str, typer.Option(help=f"One of: {_NETWORKS}")]
+DatasetOption = Annotated[
+    str, typer.Option(help=f"One of: {', '.join(DATASETS)} ({_EMBEDDED} is embedded).")
+]
 DataDirOption = Annotated[
     Path | None,
-    typer.Option(help="Folder of cifar10.npz; default: data/ in $GNNRL_HOME or cache."),
+    typer.Option(help="Folder of cifar*.npz; default: data/ in $GNNRL_HOME or cache."),
 ]
 WeightsOption = Annotated[
     Path | None,
@@ -92,6 +99,23 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machine
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu or cuda:N; default: a GPU if there is one.")
 ]
+KeepOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEX", help="Leave whole the groups of layers whose name it matches."
+    ),
+]
+SkipOption = Annotated[
+    bool,
+    typer.Option(help="Leave whole what cannot be traced, instead of an error."),
+]
+LevelsOption = Annotated[
+    int,
+    typer.Option(
+        min=1, max=3,
+        help="Of the graph: 1 flat, 2 with motifs, 3 with stages of motifs, if any repeat.",
+    ),
+]  # fmt: skip
 RunArgument = Annotated[Path, typer.Argument(help="Run directory of a search.")]
 
 
@@ -113,27 +137,49 @@ def _progress(title: str, total: int, every: int) -> Iterator[Callable[[int, str
         yield advance
 
 
+def _build(name: str, data: Data) -> nn.Module:
+    return build_network(name, data.classes, data.input_shape[-1])
+
+
 def _base_network(name: str, data: Data, weights: Path | str | None) -> nn.Module:
     """Load the dense network; on the embedded data set, train it the first time."""
     path = weights_path(name, data.name)
     if weights or data.name != _EMBEDDED or path.is_file():
-        return load_network(name, data.name, weights=weights, num_classes=data.classes)
-    torch.manual_seed(0)
-    network = build_network(name, data.classes)
-    _train_shown(f"training {name} on {data.name}", network, data)
-    save_weights(network, path)
-    return network
+        return load_network(
+            name, data.name, weights=weights, num_classes=data.classes,
+            image_size=data.input_shape[-1],
+        )  # fmt: skip
+    return _train_shown(name, data, path, epochs=_EMBEDDED_EPOCHS)
 
 
-def _train_shown(title: str, network: nn.Module, data: Data) -> None:
-    steps = _EMBEDDED_EPOCHS * steps_per_epoch(data.train)
-    with _progress(title, steps, 40) as advance:
-        train(
-            network,
-            data.train,
-            steps=steps,
-            on_step=lambda step, loss: advance(step, f"loss {loss:.3f}"),
+def _train_shown(
+    name: str, data: Data, path: Path, *, epochs: float, lr: float = 0.05,
+    batch_size: int = 128, seed: int = 0, device: str = "cpu",
+) -> nn.Module:  # fmt: skip
+    """Train ``name`` from the start; its weights go to ``path``, however it ends."""
+    torch.manual_seed(seed)
+    network = _build(name, data).to(device)
+    steps = max(1, round(epochs * steps_per_epoch(data.train, batch_size)))
+    try:
+        with _progress(f"training {name} on {data.name}", steps, 40) as advance:
+            train(
+                network, data.train.to(device), steps=steps, lr=lr,
+                batch_size=batch_size, seed=seed,
+                on_step=lambda step, loss: advance(step, f"loss {loss:.3f}"),
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        save_weights(network, path.with_suffix(".interrupted.safetensors"))
+        errors.print(
+            "\nInterrupted: what has been trained so far is in "
+            f"{path.with_suffix('.interrupted.safetensors')}; use it with --weights."
         )
+        raise typer.Exit(130) from None
+    save_weights(network, path)
+    return network.to("cpu").eval()
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _number(text: str) -> float | str:
@@ -170,6 +216,12 @@ def search_command(
     min_keep: Annotated[
         float, typer.Option(help="Smallest share of a group's channels to keep.")
     ] = 0.1,
+    round_to: Annotated[
+        int, typer.Option(min=1, help="Keep multiples of so many channels, or all.")
+    ] = 1,
+    keep: KeepOption = None,
+    skip_untraceable: SkipOption = False,
+    levels: LevelsOption = 2,
     fit: Annotated[
         bool,
         typer.Option(help="Scale an episode's last step back to use the whole budget."),
@@ -217,11 +269,13 @@ def search_command(
 
     Without arguments: ResNet-20 on scikit-learn's digits at half the MACs, in minutes.
     """
-    folder = out or Path(f"runs/{network}-{dataset}-{method}")
+    folder = out or Path(f"runs/{network.replace(':', '-')}-{dataset}-{method}")
     settings = {
         "flops": _number(flops), "episodes": episodes, "method": method,
         "finetune": parse_finetune(finetune_), "importance": importance,
-        "min_keep": min_keep, "fit": fit, "on_timeout": on_timeout,
+        "min_keep": min_keep, "round_to": round_to, "keep": keep,
+        "skip_untraceable": skip_untraceable, "levels": levels, "fit": fit,
+        "on_timeout": on_timeout,
         "max_steps": max_steps, "seed": seed, "env_runners": env_runners,
         "gpus_per_env_runner": gpus_per_env_runner, "device": device, "name": network,
         "weights": weights, "data_dir": data_dir,
@@ -230,12 +284,14 @@ def search_command(
         folder, run = resume, Run.open(resume)
         settings = run.settings
         dataset, validation = run.about["dataset"], run.about["validation"]
-    untrained = build_network(settings["name"])
+    if ":" not in settings["name"]:
+        build_network(settings["name"])  # a wrong name should not wait for a download
     data = load_data(dataset, settings["data_dir"], validation)
     # Before anything takes long.
-    Costs(trace(untrained, data.input_shape)).check_budget(
-        settings["flops"], settings["min_keep"]
-    )
+    how = {key: settings[key] for key in ("keep", "skip_untraceable") if key in settings}
+    groups = trace(_build(settings["name"], data), data.input_shape, **how)
+    costs = Costs(groups, settings.get("round_to", 1))
+    costs.check_budget(settings["flops"], settings["min_keep"])
     base = _base_network(settings["name"], data, settings["weights"])
     total = 1 if settings["method"] == "uniform" else settings["episodes"]
     with _progress(f"{settings['method']} on {settings['name']}", total, 10) as advance:
@@ -255,7 +311,7 @@ def search_command(
     if epochs is None:
         epochs = _EMBEDDED_EPOCHS if dataset == _EMBEDDED else 0
     if epochs:
-        _finetune_shown(folder, data, epochs, 0.05, 128, seed, device)
+        _finetune_shown(folder, base, data, epochs, 0.05, 128, seed, device)
     _show_measures(folder, base, data, as_json)
     if not as_json:
         console.print(
@@ -287,19 +343,20 @@ def finetune_command(
 ) -> None:
     """Fine-tune the winner of a search; what is reported is the last epoch."""
     data, base = _of_run(run, data_dir)
-    _finetune_shown(run, data, epochs, lr, batch_size, seed, device)
+    _finetune_shown(run, base, data, epochs, lr, batch_size, seed, device)
     _show_measures(run, base, data, as_json)
 
 
 def _finetune_shown(
-    folder: Path, data: Data, epochs: int, lr: float, batch_size: int, seed: int, device
-) -> None:
+    folder: Path, base: nn.Module, data: Data, epochs: int, lr: float, batch_size: int,
+    seed: int, device: str | None,
+) -> None:  # fmt: skip
     steps = epochs * steps_per_epoch(data.train, batch_size)
     with _progress("fine-tuning the winner", steps, 100) as advance:
         try:
             finetune(
                 folder, data, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed,
-                device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+                device=device or _default_device(), network=base,
                 on_step=lambda step, loss: advance(step, f"loss {loss:.3f}"),
             )  # fmt: skip
         except KeyboardInterrupt:
@@ -317,7 +374,7 @@ def evaluate_command(
         Path | None, typer.Argument(help="Run directory of a search; or use --network.")
     ] = None,
     network: Annotated[
-        str | None, typer.Option(help=f"A dense network: {', '.join(NETWORKS)}.")
+        str | None, typer.Option(help=f"A dense network: {_NETWORKS}")
     ] = None,
     dataset: DatasetOption = _EMBEDDED,
     validation: ValidationOption = "test-5k",
@@ -332,7 +389,8 @@ def evaluate_command(
         data, base = _of_run(run, data_dir)
     else:
         assert network is not None
-        build_network(network)
+        if ":" not in network:
+            build_network(network)
         data = load_data(dataset, data_dir, validation)
         base = _base_network(network, data, weights)
     _show_measures(run, base, data, as_json)
@@ -349,33 +407,86 @@ def _show_measures(run: Path | None, base: nn.Module, data: Data, as_json: bool)
     rows = {"dense": measure(base, data)}
     for name in ("pruned", "finetuned"):
         if run is not None and (run / f"{name}.safetensors").is_file():
-            rows[name] = measure(load_pruned(run, weights=name), data)
+            rows[name] = measure(load_pruned(run, base, name), data)
     if as_json:
         print(json.dumps({"dataset": data.name, "validation": data.protocol} | rows))
     else:
         console.print(measures_table(rows, data))
 
 
+@app.command("train")
+def train_command(
+    network: NetworkOption = "resnet20",
+    dataset: DatasetOption = _EMBEDDED,
+    epochs: Annotated[
+        float, typer.Option(min=0.001, help="Passes over the data; may be a fraction.")
+    ] = 200,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images in one step.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of weights, order, augmentation.")] = 0,
+    device: DeviceOption = None,
+    validation: ValidationOption = "test-5k",
+    data_dir: DataDirOption = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace weights that are there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a dense network where no weights are to be had; `search` finds them."""
+    if ":" not in network:
+        build_network(network)
+    path = weights_path(network, dataset)
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} is there already; replace it with --overwrite.")
+    data = load_data(dataset, data_dir, validation)
+    trained = _train_shown(
+        network, data, path, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed,
+        device=device or _default_device(),
+    )  # fmt: skip
+    _show_measures(None, trained, data, as_json)
+    if not as_json:
+        console.print(f"weights are in {path}")
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.replace("x", ",").split(",")
+    if len(parts) != 3 or not all(p.strip().isdecimal() and int(p) > 0 for p in parts):
+        raise typer.BadParameter(f"{text!r} is not C,H,W such as 3,224,224.")
+    return tuple(int(p) for p in parts)
+
+
 @app.command("inspect")
 def inspect_command(
     network: NetworkOption = "resnet20",
+    input_shape: Annotated[
+        str, typer.Option(metavar="C,H,W", help="Of one image.")
+    ] = "3,32,32",
+    classes: Annotated[int, typer.Option(min=1, help="Outputs of the classifier.")] = 10,
+    keep: KeepOption = None,
+    skip_untraceable: SkipOption = False,
+    levels: LevelsOption = 3,
+    draw: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.svg|png", help="Draw the hierarchical graph there."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show channel groups, motifs and costs: what would be pruned."""
-    groups = trace(build_network(network), (3, 32, 32))
-    graph, costs = HierarchicalGraph(groups), Costs(groups)
-    macs, params = int(costs.macs(groups.widths)), int(costs.params(groups.widths))
+    """Show channel groups, motifs and costs: what would be pruned, and why not."""
+    shape = _shape(input_shape)
+    if draw is not None and draw.suffix not in (".svg", ".png"):
+        raise typer.BadParameter(f"--draw {draw} must end in .svg or .png.")
+    built = build_network(network, classes, shape[-1])
+    groups = trace(built, shape, keep=keep, skip_untraceable=skip_untraceable)
+    graph = HierarchicalGraph(groups, levels)
+    if draw is not None:
+        draw_graph(graph, network, draw)
     if as_json:
-        motifs = [
-            [{"motif": m.label, "instances": len(m.children)} for m in level]
-            for level in graph.levels
-        ]
-        widths = dict(zip(groups.names, groups.widths.tolist(), strict=True))
-        facts = {"macs": macs, "params": params, "groups": widths, "levels": motifs}
-        print(json.dumps({"network": network} | facts))
+        print(json.dumps({"network": network} | describe(graph)))
         return
     console.print(groups_table(groups), motifs_table(graph))
-    console.print(f"{network}: {macs:,} MACs, {params:,} parameters")
+    for table in (whole_table(groups), left_table(groups)):
+        if table.row_count:
+            console.print(table)
+    facts = describe(graph)
+    console.print(f"{network}: {facts['macs']:,} MACs, {facts['params']:,} parameters")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ Axis letters: N images, H height, W width, C channels, B batch.
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -180,10 +181,10 @@ def load_data(
     return Data(name, classes, validation, train, seen, held, test)
 
 
-def _cifar10(folder: Path) -> tuple[Split, Split, int]:
-    path = folder / "cifar10.npz"
+def _cifar(name: str, classes: int, folder: Path) -> tuple[Split, Split, int]:
+    path = folder / f"{name}.npz"
     if not path.is_file():
-        _download_cifar10(path)
+        _download_cifar(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {
@@ -198,21 +199,24 @@ def _cifar10(folder: Path) -> tuple[Split, Split, int]:
     std = torch.tensor([0.229, 0.224, 0.225])
     train = Split(arrays["x_train"], arrays["y_train"], mean, std, flip=True)
     test = Split(arrays["x_test"], arrays["y_test"], mean, std, flip=True)
-    return train, test, 10
+    return train, test, classes
 
 
-def _download_cifar10(path: Path) -> None:
-    """Fetch CIFAR-10 through torchvision and keep it as one file of arrays."""
-    from torchvision.datasets import CIFAR10
+def _download_cifar(path: Path) -> None:
+    """Fetch CIFAR-10 or -100 through torchvision and keep it as one file of arrays."""
+    from torchvision import datasets
 
+    name = path.stem.upper()
     try:
         parts = {
-            part: CIFAR10(path.parent / "download", part == "train", download=True)
+            part: getattr(datasets, name)(
+                path.parent / "download", part == "train", download=True
+            )
             for part in ("train", "test")
         }
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f"CIFAR-10 is not at {path} and could not be downloaded ({error}). Make that "
+            f"{name} is not at {path} and could not be downloaded ({error}). Make that "
             "file yourself: numpy.savez with x_train [50000, 32, 32, 3] uint8, y_train "
             "[50000] int64, x_test and y_test; or name its folder with --data-dir."
         ) from error
@@ -220,9 +224,9 @@ def _download_cifar10(path: Path) -> None:
     for part, dataset in parts.items():
         arrays[f"x_{part}"] = dataset.data
         arrays[f"y_{part}"] = np.asarray(dataset.targets, np.int64)
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, **arrays)
-    partial.rename(path)
+    unfinished = path.with_suffix(".partial.npz")
+    np.savez(unfinished, **arrays)
+    unfinished.rename(path)
 
 
 def _digits(_: Path) -> tuple[Split, Split, int]:
@@ -242,5 +246,6 @@ def _digits(_: Path) -> tuple[Split, Split, int]:
 
 DATASETS: dict[str, Callable[[Path], tuple[Split, Split, int]]] = {
     "digits": _digits,
-    "cifar10": _cifar10,
+    "cifar10": partial(_cifar, "cifar10", 10),
+    "cifar100": partial(_cifar, "cifar100", 100),
 }

@@ -8,8 +8,9 @@ Axis letters: E primitive edges, F features of one, G groups, I instances of a m
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
 
 import numpy as np
 
@@ -42,13 +43,14 @@ class Motif:
 
 
 @dataclass(frozen=True)
-class _Segment:
-    """The operations between two hidden states through which everything passes."""
+class _Span:
+    """Operations between two hidden states through which everything passes."""
 
     start: int
     stop: int
-    signature: tuple
-    weighted: bool
+    signature: Hashable
+    weighted: bool = True
+    branching: bool = False  # it has states that not everything passes through
 
 
 class HierarchicalGraph:
@@ -56,7 +58,8 @@ class HierarchicalGraph:
 
     Args:
         groups: of the network.
-        levels: 2 finds motifs; 1 leaves the network flat.
+        levels: at most so many: 1 leaves the network flat; 2 finds motifs; 3 also finds
+            sequences of motifs that repeat, such as the stages of a ResNet, if there are.
 
     Attributes:
         levels: the motifs of each level, lowest first; the top one holds one graph.
@@ -64,8 +67,8 @@ class HierarchicalGraph:
     """
 
     def __init__(self, groups: ChannelGroups, levels: int = 2) -> None:
-        if levels not in (1, 2):
-            raise ValueError(f"`levels` must be 1 or 2, got {levels}.")
+        if levels not in (1, 2, 3):
+            raise ValueError(f"`levels` must be 1, 2 or 3, got {levels}.")
         self.groups = groups
         self._costs = Costs(groups)
         operations = groups.operations
@@ -76,17 +79,30 @@ class HierarchicalGraph:
             [column.get(id(operations[i]), -1) for i in self._operations]
         )
         self._row_of = {pair: row for row, pair in enumerate(pairs)}
-        if levels == 1:
-            self.levels = ((self._motif([(-1, len(operations) - 1)]),),)
-        else:
-            instances = self._instances()
-            occurrences: dict[tuple, list[tuple[int, int]]] = {}
-            for signature, start, stop in instances:
-                occurrences.setdefault(signature, []).append((start, stop))
-            order = [span for spans in occurrences.values() for span in spans]
-            motifs = tuple(map(self._motif, occurrences.values()))
-            edges = [order.index((start, stop)) for _, start, stop in instances]
-            self.levels = (motifs, (self._chain(edges),))
+        everything = _Span(-1, len(operations) - 1, "network")
+        self.levels: tuple[tuple[Motif, ...], ...] = ((self._motif([everything]),),)
+        if levels > 1:
+            blocks = _join(self._blocks())
+            instances, motifs = _by_signature(blocks)
+            self.levels = (tuple(map(self._motif, motifs)),)
+            stages = _stages(blocks) if levels == 3 else []
+            if stages:
+                below = instances
+                instances, motifs = _by_signature(stages)
+                self.levels += (
+                    tuple(
+                        self._chain(
+                            spans,
+                            [
+                                [below[b] for b in blocks if s.start <= b.start < s.stop]
+                                for s in spans
+                            ],
+                        )
+                        for spans in motifs
+                    ),
+                )
+            chain = stages or blocks
+            self.levels += ((self._chain([everything], [[instances[s] for s in chain]]),),)
         self._fixed = self._fixed_features()
         self.shape = (len(pairs), self._fixed.shape[1] + 5)
 
@@ -144,7 +160,7 @@ class HierarchicalGraph:
         before = [image if p < 0 else self.groups.operations[p].size for p in op.parents]
         return max(1.0, (before[0] / op.size) ** 0.5)
 
-    def _segments(self) -> Iterator[_Segment]:
+    def _segments(self) -> Iterator[_Span]:
         """Cut the network wherever all of its dataflow passes through one state."""
         operations = self.groups.operations
         last_use = {-1: -1}
@@ -158,7 +174,7 @@ class HierarchicalGraph:
                 start = i
             reach = max(reach, last_use.get(i, len(operations)))
 
-    def _segment(self, start: int, stop: int) -> _Segment:
+    def _segment(self, start: int, stop: int) -> _Span:
         inside = range(start + 1, stop + 1)
         members = [self.groups.operations[i] for i in inside]
         signature = tuple(
@@ -167,23 +183,27 @@ class HierarchicalGraph:
                 op.kernel,
                 self._stride(i),
                 op.depthwise,
+                op.groups > 1,
                 op.bias,
                 *tuple(p - start for p in op.parents),
             )
             for i, op in zip(inside, members, strict=True)
         )
-        weighted = any(op.kind in ("conv", "linear") for op in members)
-        return _Segment(start, stop, signature, weighted)
+        weighted = any(op.weight is not None for op in members)
+        return _Span(start, stop, signature, weighted, len(members) > 1)
 
-    def _instances(self) -> list[tuple[tuple, int, int]]:
-        """Divide the network into motif instances: (signature, entry, exit) in order.
+    def _blocks(self) -> list[_Span]:
+        """Divide the network into runs, and these where other runs begin alike.
 
-        A run is a segment with weights and those without that follow it; of each run,
-        the longest beginning that other runs share is an instance, and so is the rest.
+        A run is a segment with weights and those without that follow it, but for a pool
+        after a segment with branches; of each run, the longest beginning that other runs
+        share is a block, and so is the rest.
         """
-        runs: list[list[_Segment]] = []
+        runs: list[list[_Span]] = []
         for segment in self._segments():
-            if segment.weighted or not runs:
+            pools = self.groups.operations[segment.stop].kind == "pool"
+            ends = bool(runs) and pools and any(s.branching for s in runs[-1])
+            if segment.weighted or not runs or (ends and not segment.branching):
                 runs.append([])
             runs[-1].append(segment)
         beginnings = Counter(
@@ -191,20 +211,17 @@ class HierarchicalGraph:
             for run in runs
             for length in range(1, len(run) + 1)
         )
-        instances = []
+        blocks = []
         for run in runs:
             signature = tuple(s.signature for s in run)
             shared = [n for n in range(1, len(run) + 1) if beginnings[signature[:n]] > 1]
             cut = max(shared, default=len(run))
-            for part in (run[:cut], run[cut:]):
-                if part:
-                    key = tuple(s.signature for s in part)
-                    instances.append((key, part[0].start, part[-1].stop))
-        return instances
+            blocks += [_joined(part) for part in (run[:cut], run[cut:]) if part]
+        return blocks
 
-    def _motif(self, spans: list[tuple[int, int]]) -> Motif:
-        """The graph of the operations after ``start`` up to ``stop``, for each span."""
-        entry, leave = spans[0]
+    def _motif(self, spans: list[_Span]) -> Motif:
+        """The graph of the operations within a span, for spans of equal signatures."""
+        entry, leave = spans[0].start, spans[0].stop
         operations = self.groups.operations
         local = [
             (p - entry, i - entry)
@@ -212,20 +229,88 @@ class HierarchicalGraph:
             for p in operations[i].parents
         ]
         children = [
-            [self._row_of[start + source, start + end] for source, end in local]
-            for start, _ in spans
+            [
+                self._row_of[span.start + source, span.start + end]
+                for source, end in local
+            ]
+            for span in spans
         ]
         return Motif(
             "-".join(op.kind for op in operations[entry + 1 : leave + 1]),
             leave - entry + 1,
             np.array(local).T,
             np.array(children),
-            tuple((operations[a + 1].name, operations[b].name) for a, b in spans),
+            self._places(spans),
         )
 
-    def _chain(self, children: list[int]) -> Motif:
-        """The top level: its edges are the instances, in the network's order."""
-        nodes, names = np.arange(len(children) + 1), self.groups.operations
+    def _chain(self, spans: list[_Span], children: list[list[int]]) -> Motif:
+        """A sequence of instances of the level below, for spans of equal signatures."""
+        nodes = np.arange(len(children[0]) + 1)
         edges = np.array([nodes[:-1], nodes[1:]])
-        place = (names[0].name, names[-1].name)
-        return Motif("network", len(nodes), edges, np.array([children]), (place,))
+        label = "network" if spans[0].signature == "network" else "stage"
+        return Motif(label, len(nodes), edges, np.array(children), self._places(spans))
+
+    def _places(self, spans: list[_Span]) -> tuple[tuple[str, str], ...]:
+        names = self.groups.operations
+        return tuple((names[s.start + 1].name, names[s.stop].name) for s in spans)
+
+
+def _joined(spans: Sequence[_Span]) -> _Span:
+    """One span over several in a row."""
+    return _Span(
+        spans[0].start,
+        spans[-1].stop,
+        tuple(span.signature for span in spans),
+        any(span.weighted for span in spans),
+        any(span.branching for span in spans),
+    )
+
+
+def _join(spans: list[_Span]) -> list[_Span]:
+    """Join neighbours that often are: the most frequent pair first, while any repeats.
+
+    What has branches, or occurs next to itself, is a unit already: it is what repeats.
+    """
+    while True:
+        twice = {a.signature for a, b in pairwise(spans) if a.signature == b.signature}
+        counts: Counter[tuple[Hashable, Hashable]] = Counter()
+        for first, second in pairwise(spans):
+            if not (first.branching or second.branching):
+                counts[first.signature, second.signature] += 1
+        counts = Counter({p: n for p, n in counts.items() if not twice & set(p) and n > 1})
+        if not counts:
+            return spans
+        ((pair, _),) = counts.most_common(1)
+        joined: list[_Span] = []
+        for span in spans:
+            if joined and (joined[-1].signature, span.signature) == pair:
+                span = _joined([joined.pop(), span])
+            joined.append(span)
+        spans = joined
+
+
+def _stages(blocks: list[_Span]) -> list[_Span]:
+    """Join blocks to stages, if a sequence of several occurs more than once; else []."""
+    rows = [_joined(list(same)) for _, same in groupby(blocks, key=lambda b: b.signature)]
+    joined = _join([replace(row, branching=False) for row in rows])
+    counts = Counter(span.signature for span in joined)
+    lone = {(row.start, row.stop) for row in rows}
+
+    def repeats(span: _Span) -> bool:
+        return counts[span.signature] > 1 and (span.start, span.stop) not in lone
+
+    if not any(map(repeats, joined)):
+        return []
+    stages: list[_Span] = []
+    for repeated, spans in groupby(joined, key=repeats):
+        stages += spans if repeated else [_joined(list(spans))]
+    return stages
+
+
+def _by_signature(spans: list[_Span]) -> tuple[dict[_Span, int], list[list[_Span]]]:
+    """Sort spans into motifs; number their instances, motif by motif."""
+    motifs: dict[Hashable, list[_Span]] = {}
+    for span in spans:
+        motifs.setdefault(span.signature, []).append(span)
+    every = [span for same in motifs.values() for span in same]
+    return {span: i for i, span in enumerate(every)}, list(motifs.values())

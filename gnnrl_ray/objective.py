@@ -22,6 +22,7 @@ from gnnrl_ray.symbolic import symbolic
 from gnnrl_ray.training import accuracy, recalibrate, steps_per_epoch, train
 
 _EPISODE_LR = 0.01
+_TAYLOR_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ class Objective:
         finetune: before scoring: ``none``; ``recalibrate`` the normalisation
             statistics; a number of training steps; or one ``epoch``.
         min_keep: smallest share of a group's channels that may be kept.
-        importance: one of :data:`~gnnrl_ray.pruner.IMPORTANCES`.
-        seed: of fine-tuning and of random importance.
+        round_to: widths are multiples of it, unless a group stays whole.
+        importance: one of :data:`~gnnrl_ray.importance.IMPORTANCES`.
+        seed: of fine-tuning, of random importance and of the batch for ``taylor``.
 
     Raises:
         BudgetError: the budget is out of reach.
@@ -97,10 +99,11 @@ class Objective:
         budget: float,
         finetune: str | int = "recalibrate",
         min_keep: float = 0.1,
+        round_to: int = 1,
         importance: str = "l2",
         seed: int = 0,
     ) -> None:
-        self.costs = Costs(groups)
+        self.costs = Costs(groups, round_to)
         self.groups = groups
         self.budget = self.costs.check_budget(budget, min_keep)
         self.floor = self.costs.floor(min_keep)
@@ -109,7 +112,11 @@ class Objective:
         self._data = data
         self._finetune = parse_finetune(str(finetune))
         self._seed = seed
-        self._ranking = rank(network, groups, importance, seed)
+        batch = None
+        if importance == "taylor":
+            generator = torch.Generator().manual_seed(seed)
+            batch = next(data.train.batches(_TAYLOR_BATCH, generator))
+        self._ranking = rank(network, groups, importance, seed, batch)
         self._known: dict[tuple[int, ...], Outcome] = {}
 
     @cached_property

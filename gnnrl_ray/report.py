@@ -25,7 +25,7 @@ def measure(network: nn.Module, data: Data) -> dict[str, float]:
     ``test`` is all test images, ``holdout`` those that no search has seen; ``macs`` of
     one image; ``params`` trainable parameters.
     """
-    groups = trace(network, data.input_shape)
+    groups = trace(network, data.input_shape, skip_untraceable=True)
     costs = Costs(groups)
     validation = accuracy(network, data.validation)
     holdout = test = accuracy(network, data.holdout)
@@ -57,6 +57,45 @@ def measures_table(rows: dict[str, dict[str, float]], data: Data) -> Table:
     return table
 
 
+def describe(graph: HierarchicalGraph) -> dict:
+    """Return what there is to prune in a network, for JSON.
+
+    ``groups``: for each its ``channels``, the ``step`` that widths are multiples of, and
+    the layers it is ``made`` and ``read`` by; ``whole``, ``left`` and ``closed`` as in
+    :class:`ChannelGroups`; ``levels`` of motifs.
+    """
+    groups, costs = graph.groups, Costs(graph.groups)
+    return {
+        "macs": int(costs.macs(groups.widths)),
+        "params": int(costs.params(groups.widths)),
+        "groups": {
+            name: {
+                "channels": int(groups.widths[g]),
+                "step": int(groups.steps[g]),
+                "made": _layers(groups, g, "outputs"),
+                "read": _layers(groups, g, "inputs"),
+            }
+            for g, name in enumerate(groups.names)
+        },
+        "whole": dict(groups.whole),
+        "left": list(groups.left),
+        "closed": list(groups.closed),
+        "levels": [
+            [
+                {"motif": motif.label, "instances": len(motif.children)}
+                for motif in motifs
+            ]
+            for motifs in graph.levels
+        ],
+    }
+
+
+def _layers(groups: ChannelGroups, g: int, end: str) -> list[str]:
+    """Return the layers with channels of group ``g`` at their ``end``."""
+    met = (op for op in groups.layers if g in groups.group_of(getattr(op, end)))
+    return [op.module or op.name for op in met]
+
+
 def groups_table(groups: ChannelGroups) -> Table:
     """Return what would be pruned: groups, their layers and share of the cost."""
     costs = Costs(groups)
@@ -65,13 +104,31 @@ def groups_table(groups: ChannelGroups) -> Table:
     for column in ("group", "channels", "layers", "MACs without it"):
         table.add_column(column, justify="left" if column == "group" else "right")
     for g, name in enumerate(groups.names):
-        layers = sum(
-            g in groups.group_of(np.concatenate([op.inputs, op.outputs]))
-            for op in groups.layers
-        )
-        least = np.where(np.arange(len(groups.names)) == g, 1, groups.widths)
+        layers = {*_layers(groups, g, "outputs"), *_layers(groups, g, "inputs")}
+        least = np.where(np.arange(len(groups.names)) == g, groups.steps, groups.widths)
+        width, step = groups.widths[g], groups.steps[g]
+        channels = str(width) if step == 1 else f"{width // step} x {step}"
         share = f"{costs.macs(least) / total:.1%}"
-        table.add_row(name, str(groups.widths[g]), str(layers), share)
+        table.add_row(name, channels, str(len(layers)), share)
+    return table
+
+
+def whole_table(groups: ChannelGroups) -> Table:
+    """Return which layers keep all that they make, and why."""
+    table = Table(title=f"{len(groups.whole)} layers are left whole")
+    table.add_column("layer")
+    table.add_column("why", overflow="fold")
+    for name, reason in groups.whole.items():
+        table.add_row(name, reason)
+    return table
+
+
+def left_table(groups: ChannelGroups) -> Table:
+    """Return what was not understood."""
+    table = Table(title="not traced")
+    table.add_column("module or operation", overflow="fold")
+    for name in (*groups.closed, *groups.left):
+        table.add_row(name)
     return table
 
 

@@ -20,7 +20,7 @@ from gnnrl_ray.costs import Costs
 from gnnrl_ray.groups import ChannelGroups, trace
 from gnnrl_ray.journal import Journal
 from gnnrl_ray.pruner import remove
-from gnnrl_ray.zoo import build_network
+from gnnrl_ray.zoo import build_network, is_ours
 from gnnrl_ray.zoo.weights import load_weights, save_weights
 
 _PACKAGES = ("gnnrl-ray", "ray", "torch", "torch-geometric", "numpy")
@@ -158,8 +158,8 @@ def load_pruned(
 
     Args:
         folder: a run directory.
-        network: the dense architecture, trained or not, where the run's network is none
-            of the zoo's.
+        network: the dense architecture, trained or not, where the run's network is
+            neither of the zoo nor torchvision's: no code is run because a file names it.
         weights: ``pruned`` or ``finetuned``; default: ``finetuned`` if there.
 
     Raises:
@@ -169,10 +169,11 @@ def load_pruned(
     folder = Path(folder)
     best = _read_json(folder / "best.json")
     if network is None:
-        if best["network"] is None:
+        if best["network"] is None or not is_ours(best["network"]):
             raise RunError(f"the network of {folder} is your own; pass `network`.")
-        network = build_network(best["network"], best["classes"])
-    groups = trace(network, tuple(best["input_shape"]))
+        size = best["input_shape"][-1]
+        network = build_network(best["network"], best["classes"], size)
+    groups = trace(network, tuple(best["input_shape"]), **best.get("trace", {}))
     kept = tuple(np.array(best["kept"][name]) for name in groups.names)
     smaller = remove(network, groups, kept)
     if weights is None:

@@ -31,6 +31,10 @@ def search(
     finetune: str | int = "recalibrate",
     importance: str = "l2",
     min_keep: float = 0.1,
+    round_to: int = 1,
+    keep: str | None = None,
+    skip_untraceable: bool = False,
+    levels: int = 2,
     fit: bool = True,
     on_timeout: str = "fit",
     max_steps: int = 8,
@@ -58,6 +62,10 @@ def search(
         finetune: before scoring: ``none``, ``recalibrate``, ``epoch`` or steps.
         importance: which channels of a group are kept.
         min_keep: smallest share of a group's channels that may be kept.
+        round_to: widths are multiples of it, unless a group stays whole.
+        keep: regular expression; groups with a layer whose name it matches stay whole.
+        skip_untraceable: leave whole what cannot be traced or is not understood.
+        levels: of the graph that the agent sees, see :class:`HierarchicalGraph`.
         fit: scale the last step of an episode back to use the whole budget.
         on_timeout: ``fit`` or ``penalty``, after ``max_steps`` without the budget.
         max_steps: of one episode.
@@ -88,7 +96,8 @@ def search(
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}.")
     settings = {
         "flops": flops, "episodes": episodes, "method": method, "finetune": finetune,
-        "importance": importance, "min_keep": min_keep, "fit": fit,
+        "importance": importance, "min_keep": min_keep, "round_to": round_to,
+        "keep": keep, "skip_untraceable": skip_untraceable, "levels": levels, "fit": fit,
         "on_timeout": on_timeout, "max_steps": max_steps, "seed": seed,
         "env_runners": env_runners, "gpus_per_env_runner": gpus_per_env_runner,
         "device": device, "agent": agent or {}, "name": name,
@@ -96,10 +105,11 @@ def search(
         "data_dir": str(data_dir) if data_dir else None,
     }  # fmt: skip
     settings = json.loads(json.dumps(settings))  # as the run directory holds them
-    groups = trace(network, data.input_shape)
+    how = {"keep": keep, "skip_untraceable": skip_untraceable}
+    groups = trace(network, data.input_shape, **how)
     objective = Objective(
         network, groups, data, budget=flops, finetune=finetune, min_keep=min_keep,
-        importance=importance, seed=seed,
+        round_to=round_to, importance=importance, seed=seed,
     )  # fmt: skip
     folder = Path(out or f"runs/{method}")
     about = {"dataset": data.name, "classes": data.classes, "validation": data.protocol}
@@ -111,7 +121,7 @@ def search(
     objective.learn(outcome for _, outcome in run.journal)
     facts = about | {
         "network": name, "method": method, "seed": seed, "finetune": finetune,
-        "budget": flops,
+        "budget": flops, "trace": how,
     }  # fmt: skip
 
     def record(episode: int, outcome: Outcome) -> None:
