@@ -427,7 +427,9 @@ def train_command(
     device: DeviceOption = None,
     validation: ValidationOption = "test-5k",
     data_dir: DataDirOption = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace weights that are there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace weights that are there.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a dense network where no weights are to be had; `search` finds them."""

@@ -110,7 +110,9 @@ class Costs:
         if not 0 <= min_keep < 1:
             raise BudgetError(f"--min-keep {min_keep:g} must lie in [0, 1).")
         if not self.groups.names:
-            raise BudgetError("nothing can be pruned: all channels of the network are whole.")
+            raise BudgetError(
+                "nothing can be pruned: all channels of the network are whole."
+            )
         least = self.macs(self.floor(min_keep)) / self.macs(self.groups.widths)
         if not isinstance(budget, float) or not least <= budget < 1:
             raise BudgetError(

@@ -49,8 +49,12 @@ def draw_graph(graph: HierarchicalGraph, title: str, path: Path) -> None:
     for i, (motif, axis) in enumerate(zip(motifs, axes[1:], strict=True)):
         _draw_motif(axis, motif, graph)
         count = len(motif.children)
-        text = f"M{i + 1}: {count} instance{'s' * (count > 1)}, first {motif.places[0][0]}"
-        axis.set_title(text, loc="left", fontsize=9, color=colours[i])
+        axis.text(
+            -2.6, 0.1, f"M{i + 1}", fontsize=9, va="center",
+            bbox={"facecolor": colours[i], "lw": 0},
+        )  # fmt: skip
+        text = f"{count} instance{'s' * (count > 1)}\n{motif.places[0][0]}"
+        axis.text(-2.6, -0.35, text, fontsize=7, va="top")
     used = {kind for motif in motifs for kind in motif.label.split("-")}
     kinds = [kind for kind in _KIND_COLOURS if kind in used]
     figure.legend(
@@ -62,20 +66,34 @@ def draw_graph(graph: HierarchicalGraph, title: str, path: Path) -> None:
     plt.close(figure)
 
 
-def _chain(graph: HierarchicalGraph) -> tuple[list[int], list[tuple[int, int, int]]]:
-    """Return the motif of each instance in network order, and stages (motif, from, to)."""
+def motif_names(graph: HierarchicalGraph) -> list[list[str]]:
+    """Return short names of the motifs of each level: M1, M2, ..; A, B, ..; network."""
+    letters = [chr(ord("A") + i) if i < 26 else f"Z{i - 25}" for i in range(1000)]
+    names = [[f"M{i + 1}" for i in range(len(graph.levels[0]))]]
+    names += [letters[: len(motifs)] for motifs in graph.levels[1:]]
+    names[-1] = ["network"]
+    return names
+
+
+def _chain(graph: HierarchicalGraph) -> tuple[list[int], list[tuple[str, int, int]]]:
+    """Return the motif of each instance in network order, and stages (name, from, to)."""
     motif_of = [i for i, motif in enumerate(graph.levels[0]) for _ in motif.children]
     top = graph.levels[-1][0].children[0]
     if len(graph.levels) == 1:
         return [0], []
     if len(graph.levels) == 2:
         return [motif_of[child] for child in top], []
-    sequences = [(m, row) for m, motif in enumerate(graph.levels[1]) for row in motif.children]
+    letters = motif_names(graph)[1]
+    sequences = [
+        (letter, row)
+        for letter, motif in zip(letters, graph.levels[1], strict=True)
+        for row in motif.children
+    ]
     chain: list[int] = []
     stages = []
     for child in top:
-        motif, row = sequences[child]
-        stages.append((motif, len(chain), len(chain) + len(row)))
+        letter, row = sequences[child]
+        stages.append((letter, len(chain), len(chain) + len(row)))
         chain += [motif_of[instance] for instance in row]
     return chain, stages
 
@@ -85,7 +103,7 @@ def _height(motif: Motif) -> float:
 
 
 def _positions(motif: Motif) -> np.ndarray:
-    """float [N, 2]: the longest way from the entry, and a row of its own for a branch."""
+    """Float [N, 2]: the longest way from the entry, and a row of its own for a branch."""
     depth = np.zeros(motif.nodes, int)
     row = np.zeros(motif.nodes)
     taken: set[tuple[int, int]] = set()
@@ -105,37 +123,49 @@ def _positions(motif: Motif) -> np.ndarray:
 
 def _draw_motif(axis: Axes, motif: Motif, graph: HierarchicalGraph) -> None:
     places = _positions(motif)
-    kinds = motif.label.split("-")
     depth = places[:, 0]
-    for start, end in motif.edges.T.tolist():
+    for (start, end), row in zip(motif.edges.T.tolist(), motif.children[0], strict=True):
+        operation = graph.groups.operations[graph.edges[row]]
         # A long edge along its own row would hide the nodes between.
-        bent = depth[end] - depth[start] > 1 and places[start, 1] == places[end, 1]
-        colour = _KIND_COLOURS[kinds[end - 1]]
-        style = {"arrowstyle": "-|>", "color": colour, "lw": 1.6, "shrinkA": 4, "shrinkB": 4}
-        if bent:
-            style["connectionstyle"] = f"arc3,rad={-min(0.35, 1.2 / (depth[end] - depth[start]))}"
-        axis.annotate("", places[end], places[start], arrowprops=style)
+        length = depth[end] - depth[start]
+        bent = length > 1 and places[start, 1] == places[end, 1]
+        axis.annotate(
+            "", places[end], places[start],
+            arrowprops={
+                "arrowstyle": "-|>", "color": _KIND_COLOURS[operation.kind], "lw": 1.6,
+                "shrinkA": 4, "shrinkB": 4,
+                "connectionstyle": f"arc3,rad={-0.7 / length if bent else 0}",
+            },
+        )  # fmt: skip
+        side, stride = round(operation.kernel**0.5), round(graph.stride(graph.edges[row]))
+        words = [f"{side}x{side}"] if operation.kind == "conv" else []
+        words += ["dw"] if operation.depthwise else []
+        words += [f"/{stride}"] if stride > 1 and operation.kind in ("conv", "pool") else []
+        middle = (places[start] + places[end]) / 2
+        axis.text(*middle, " ".join(words), fontsize=6, ha="center", va="bottom")
     axis.plot(*places.T, "o", color="white", mec="0.3", ms=6, zorder=3)
-    axis.set_xlim(-0.5, max(12, depth.max()) + 0.5)
+    axis.set_xlim(-2.7, max(12, depth.max()) + 0.5)
     axis.set_ylim(places[:, 1].min() - 0.7, 0.9)
     axis.set_axis_off()
 
 
 def _draw_chain(
-    axis: Axes, chain: list[int], stages: list[tuple[int, int, int]], colours: list
+    axis: Axes, chain: list[int], stages: list[tuple[str, int, int]], colours: list
 ) -> None:
     for i, motif in enumerate(chain):
         row, column = divmod(i, _PER_ROW)
         axis.barh(-row, 0.92, left=column, height=0.5, color=colours[motif])
-        axis.text(column + 0.46, -row, f"M{motif + 1}", ha="center", va="center", fontsize=8)
-    letters: dict[int, str] = {}
-    for motif, start, end in stages:
-        letter = letters.setdefault(motif, chr(ord("A") + len(letters) % 26))
+        axis.text(
+            column + 0.46, -row, f"M{motif + 1}", ha="center", va="center", fontsize=8
+        )
+    for letter, start, end in stages:
         for row in range(start // _PER_ROW, (end - 1) // _PER_ROW + 1):
             left = max(start - row * _PER_ROW, 0)
             right = min(end - row * _PER_ROW, _PER_ROW) - 0.08
             axis.plot([left, right], [-row - 0.33] * 2, color="0.3", lw=1.5)
-            axis.text((left + right) / 2, -row - 0.36, letter, ha="center", va="top", fontsize=8)
+            axis.text(
+                (left + right) / 2, -row - 0.36, letter, ha="center", va="top", fontsize=8
+            )
     axis.set_xlim(-0.5, _PER_ROW)
     axis.set_ylim(-((len(chain) - 1) // _PER_ROW) - 0.7, 0.4)
     axis.set_title("the network; equal letters: equal stages" if stages else "the network",

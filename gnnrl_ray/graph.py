@@ -63,6 +63,7 @@ class HierarchicalGraph:
 
     Attributes:
         levels: the motifs of each level, lowest first; the top one holds one graph.
+        edges: int64 [E], the operation that each primitive edge is.
         shape: (E, F) of the features.
     """
 
@@ -73,11 +74,9 @@ class HierarchicalGraph:
         self._costs = Costs(groups)
         operations = groups.operations
         pairs = [(p, i) for i, op in enumerate(operations) for p in op.parents]
-        self._sources, self._operations = np.array(pairs).T
+        self._sources, self.edges = np.array(pairs).T
         column = {id(op): j for j, op in enumerate(groups.layers)}
-        self._layers = np.array(
-            [column.get(id(operations[i]), -1) for i in self._operations]
-        )
+        self._layers = np.array([column.get(id(operations[i]), -1) for i in self.edges])
         self._row_of = {pair: row for row, pair in enumerate(pairs)}
         everything = _Span(-1, len(operations) - 1, "network")
         self.levels: tuple[tuple[Motif, ...], ...] = ((self._motif([everything]),),)
@@ -137,7 +136,7 @@ class HierarchicalGraph:
         out = self._costs.channels(widths)
         image = np.full((*out.shape[:-1], 1), self.groups.input_shape[0])
         out = np.concatenate([out, image], -1)  # entry -1 is the network's input
-        return np.stack([out[..., self._sources], out[..., self._operations]], -1)
+        return np.stack([out[..., self._sources], out[..., self.edges]], -1)
 
     def _edge_macs(self, widths: np.ndarray) -> np.ndarray:
         """[..., E]: share of the dense network's multiply-accumulates; 0 off layers."""
@@ -147,14 +146,14 @@ class HierarchicalGraph:
 
     def _fixed_features(self) -> np.ndarray:
         rows = []
-        for i in self._operations:
-            op, stride = self.groups.operations[i], self._stride(i)
+        for i in self.edges:
+            op, stride = self.groups.operations[i], self.stride(i)
             sides = np.log2([op.kernel**0.5, stride, op.size**0.5]) / _LOG_SCALE
             rows.append([*(op.kind == kind for kind in KINDS), *sides])
         return np.array(rows, float)
 
-    def _stride(self, i: int) -> float:
-        """How much smaller an operation's output is than its input, along one side."""
+    def stride(self, i: int) -> float:
+        """Return how much smaller operation ``i`` makes the image, along one side."""
         op = self.groups.operations[i]
         image = int(np.prod(self.groups.input_shape[1:]))
         before = [image if p < 0 else self.groups.operations[p].size for p in op.parents]
@@ -181,7 +180,7 @@ class HierarchicalGraph:
             (
                 op.kind,
                 op.kernel,
-                self._stride(i),
+                self.stride(i),
                 op.depthwise,
                 op.groups > 1,
                 op.bias,
@@ -229,10 +228,7 @@ class HierarchicalGraph:
             for p in operations[i].parents
         ]
         children = [
-            [
-                self._row_of[span.start + source, span.start + end]
-                for source, end in local
-            ]
+            [self._row_of[span.start + source, span.start + end] for source, end in local]
             for span in spans
         ]
         return Motif(
@@ -303,7 +299,8 @@ def _stages(blocks: list[_Span]) -> list[_Span]:
         return []
     stages: list[_Span] = []
     for repeated, spans in groupby(joined, key=repeats):
-        stages += spans if repeated else [_joined(list(spans))]
+        row = list(spans)
+        stages += row if repeated else [_joined(row)]
     return stages
 
 

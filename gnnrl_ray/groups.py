@@ -16,7 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from gnnrl_ray.labels import FIXED, ZERO, Labels, Layout, Operation
+from gnnrl_ray.labels import FIXED, Labels, Layout, Operation
 from gnnrl_ray.symbolic import symbolic, untraceable
 
 
@@ -128,7 +128,9 @@ def _keep(labels: Labels, pattern: str) -> None:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"--keep {pattern!r} is no regular expression: {error}.") from error
+        raise ValueError(
+            f"--keep {pattern!r} is no regular expression: {error}."
+        ) from error
     found = False
     for op in labels.operations:
         if op.weight and not op.depthwise and expression.search(op.module or op.name):
@@ -264,11 +266,11 @@ def _components(count: int, pairs: list[np.ndarray]) -> np.ndarray:
 
 
 def _moved(op: Operation) -> bool:
-    """Say whether a selection only moves channels, and adds none of zeros."""
+    """Say whether a selection moves channels, and not to where they are."""
     taken = op.taken
     assert taken is not None
     identity = len(taken) == len(op.inputs) and (taken == np.arange(len(taken))).all()
-    return bool((taken != ZERO).all()) and not identity
+    return not op.padded and not identity
 
 
 def _numbered(layout: Layout, number: np.ndarray) -> Layout:

@@ -10,7 +10,7 @@ Axis letters: C channels of one operation.
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -54,6 +54,8 @@ class Operation:
         taken: of a ``select``, int [C_out]: the position among the inputs that each
             output is taken from, or ``ZERO``.
         source: of a ``select``, the node that returned what it takes from.
+        padded: a ``select`` whose outputs are channels of their own, not its inputs moved:
+            one may stay where that which it is taken from goes, and is zero then.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Operation:
     depthwise: bool = False
     taken: np.ndarray | None = None
     source: str | None = None
+    padded: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +110,9 @@ def select_channels(x: Tensor, index: Tensor) -> Tensor:
 
 fx.wrap("select_channels")
 
+# What spells out a shape.
+RESHAPES = ("view", "reshape", torch.reshape)
+
 _TABLES: dict[str, set] = {
     "activation": {
         nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.SiLU, nn.GELU,
@@ -125,7 +131,8 @@ _TABLES: dict[str, set] = {
         F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
         F.interpolate, torch.max_pool2d, torch._C._nn.avg_pool2d,
     },
-    "reduce": {torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax", "amin"},
+    "reduce": {torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax",
+               "amin"},
     "conv": {nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
              nn.ConvTranspose3d, F.conv2d, F.conv_transpose2d},
     "linear": {nn.Linear, F.linear},
@@ -281,7 +288,9 @@ class Labels:
 
     def _labels_of(self, node: fx.Node) -> Tensor:
         value = self._streams[node]
-        return self._labels_of(value.source) if isinstance(value, _Transit) else value.labels
+        return (
+            self._labels_of(value.source) if isinstance(value, _Transit) else value.labels
+        )
 
     def _shape(self, node: fx.Node) -> torch.Size:
         value = self._values[node]
@@ -295,9 +304,12 @@ class Labels:
             raise self._error("a parameter used outside of a layer")
         if isinstance(stream, _Transit):
             raise self._error("channels are divided or reordered by position")
-        if axis is not None and stream.axis != axis % len(self._shape(node)):
-            raise self._error(f"channels are at axis {stream.axis}, not {axis}")
-        return stream
+        shape = self._shape(node)
+        if axis is None or stream.axis == axis % len(shape):
+            return stream
+        if (stream.labels == stream.labels[0]).all():  # a single channel has no axis
+            return replace(stream, labels=stream.labels[:1].expand(shape[axis]), axis=axis)
+        raise self._error(f"channels are at axis {stream.axis}, not {axis}")
 
     def _record(
         self, kind: str, inputs: Tensor, outputs: Tensor, axis: int = 1, **facts
@@ -327,8 +339,12 @@ class Labels:
         tensor = _attribute(self.graph, name)
         known = self.layouts.get(self._name(name))
         if known is None:
-            layout = Layout(rows, columns, trained=isinstance(tensor, nn.Parameter), **facts)
-            pairs = len(rows) * (len(columns) // layout.groups if columns is not None else 1)
+            layout = Layout(
+                rows, columns, trained=isinstance(tensor, nn.Parameter), **facts
+            )
+            pairs = len(rows) * (
+                len(columns) // layout.groups if columns is not None else 1
+            )
             facts["size"] = tensor.numel() // pairs
             self.layouts[name] = Layout(rows, columns, trained=layout.trained, **facts)
             return
@@ -419,7 +435,10 @@ class Labels:
         self._record("pool", stream.labels, stream.labels, axis)
 
     def _conv(self, node: fx.Node) -> None:
-        inputs, names = self._stream(node.all_input_nodes[0], 1).labels, self._tensor_names()
+        inputs, names = (
+            self._stream(node.all_input_nodes[0], 1).labels,
+            self._tensor_names(),
+        )
         if node.op == "call_module":
             module = self.graph.get_submodule(str(node.target))
             groups, transposed = module.groups, module.transposed
@@ -474,7 +493,10 @@ class Labels:
         )  # fmt: skip
 
     def _norm(self, node: fx.Node) -> None:
-        labels, names = self._stream(node.all_input_nodes[0], 1).labels, self._tensor_names()
+        labels, names = (
+            self._stream(node.all_input_nodes[0], 1).labels,
+            self._tensor_names(),
+        )
         for name in filter(None, names.values()):
             self._lay(name, labels)
         self._record("norm", labels, labels, bias=bool(names["bias"]))
@@ -564,18 +586,22 @@ class Labels:
         if not plain or stream.axis != 1 or any(pad[:at]) or min(before, after) < 0:
             raise self._error("channels padded other than with zeros")
         taken = F.pad(torch.arange(len(stream.labels)), (before, after), value=ZERO)
-        self._select(stream, self._mint(len(taken)), taken, source)
+        self._select(stream, self._mint(len(taken)), taken, source, padded=True)
 
-    def _select(self, stream: _Stream, outputs: Tensor, taken: Tensor, source: fx.Node):
+    def _select(
+        self, stream: _Stream, outputs: Tensor, taken: Tensor, source: fx.Node,
+        padded: bool = False,
+    ) -> None:  # fmt: skip
         self._record(
             "select", stream.labels, outputs, stream.axis, taken=taken.numpy(),
-            source=source.name,
+            source=source.name, padded=padded,
         )  # fmt: skip
 
     def _padded(self, node: fx.Node) -> None:
         source, index = node.all_input_nodes
         taken = self._values[index]
-        self._select(self._stream(source, 1), self._mint(len(taken)), taken, source)
+        outputs = self._mint(len(taken))
+        self._select(self._stream(source, 1), outputs, taken, source, padded=True)
 
     def _mix(self, node: fx.Node) -> None:
         """Pixels become channels or channels pixels, a block of them at a time."""
@@ -597,12 +623,13 @@ class Labels:
         before = self._streams[source]
         if others:
             raise self._error("an index that depends on the image")
+        direct = isinstance(before, _Stream)
         if isinstance(before, _Stream):
             shape = self._shape(source)
             before = _Transit(source, torch.arange(shape.numel()).view(shape))
-            direct = True
-        else:
-            direct = False
+            if node.target in RESHAPES and isinstance(self._values[node], Tensor):
+                # Sizes that divide channels are right for the dense network only.
+                direct = len(self._shape(node)) <= len(shape)
         try:
             positions = self._rerun(node, source, before.positions)
         except (RuntimeError, TypeError) as error:
@@ -616,16 +643,16 @@ class Labels:
         axis, taken = _along_one_axis(positions // stride % channels)
         if taken is None:
             return
+        every = torch.arange(shape.numel()).view(shape)
+        if axis == origin.axis and torch.equal(positions, every.index_select(axis, taken)):
+            self._select(origin, origin.labels[taken], taken, before.source)
+            return
         each, rest = divmod(len(taken), channels)
         in_order = torch.arange(channels).repeat_interleave(each)
         if direct and not rest and torch.equal(taken, in_order):
+            if node.target is operator.getitem and _indexes(node.args[1], origin.axis):
+                raise self._error("channels and pixels are sliced at once")
             self._record("reshape", origin.labels, origin.labels[taken], axis)
-            return
-        every = torch.arange(shape.numel()).view(shape)
-        if axis == origin.axis and torch.equal(
-            positions, every.index_select(axis, taken)
-        ):
-            self._select(origin, origin.labels[taken], taken, before.source)
 
     def _rerun(self, node: fx.Node, source: fx.Node, positions: object) -> object:
         """Apply ``node`` to ``positions`` in place of what ``source`` returned."""
@@ -654,6 +681,12 @@ def _along_one_axis(channel: Tensor) -> tuple[int, Tensor | None]:
         if (flat == flat[:, :1]).all():
             return axis, flat[:, 0]
     return 0, None
+
+
+def _indexes(index: object, axis: int) -> bool:
+    """Say whether ``index`` of a tensor spells out what it takes along ``axis``."""
+    listed = index if isinstance(index, tuple) else (index,)
+    return len(listed) > axis and listed[axis] not in (slice(None), Ellipsis)
 
 
 def _attribute(graph: fx.GraphModule, name: str | None) -> Tensor:

@@ -121,7 +121,9 @@ class Objective:
 
     @cached_property
     def _graph(self) -> fx.GraphModule:
-        return symbolic(self._network, self.groups.closed)  # once, and shares the network's weights
+        return symbolic(
+            self._network, self.groups.closed
+        )  # once, and shares the network's weights
 
     def to(self, device: torch.device | str) -> "Objective":
         """Move network and data to ``device``; returns itself."""

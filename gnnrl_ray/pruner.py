@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from gnnrl_ray.groups import ChannelGroups
 from gnnrl_ray.importance import Batch, rank
-from gnnrl_ray.labels import FIXED, ZERO, Layout, Operation, select_channels
+from gnnrl_ray.labels import FIXED, RESHAPES, ZERO, Layout, Operation, select_channels
 from gnnrl_ray.symbolic import symbolic
 
 
@@ -121,9 +121,7 @@ def _part(tensor: Tensor, layout: Layout, flags: np.ndarray) -> Tensor:
     if layout.columns is None:
         return tensor.index_select(layout.axis, rows.nonzero()[:, 0])
     columns = torch.from_numpy(flags[layout.columns]).to(tensor.device)
-    blocks = zip(
-        *(t.chunk(layout.groups) for t in (tensor, rows, columns)), strict=True
-    )
+    blocks = zip(*(t.chunk(layout.groups) for t in (tensor, rows, columns)), strict=True)
     return torch.cat([block[r][:, c] for block, r, c in blocks])
 
 
@@ -159,7 +157,7 @@ def _regroup(node: fx.Node, channels: int) -> None:
 
 def _reshape(node: fx.Node, op: Operation, channels: int) -> None:
     """Rewrite the number of channels where a shape spells it out."""
-    if node.target not in ("view", "reshape", "expand", torch.reshape):
+    if node.target not in (*RESHAPES, "expand"):
         return
     flat = not isinstance(node.args[1], tuple | list)
     sizes = list(node.args[1:] if flat else node.args[1])
@@ -175,11 +173,10 @@ def _reselect(
     there = flags[op.inputs]
     position = np.where(there, np.cumsum(there) - 1, ZERO)
     assert op.taken is not None
-    padded = (op.taken == ZERO).any()
     taken = op.taken[flags[op.outputs]]
     index = np.where(taken == ZERO, ZERO, position[taken])
     with graph.graph.inserting_before(node):
-        if padded:
+        if op.padded:
             constant = _constant(graph, f"taken_{op.name}", torch.from_numpy(index))
             selected = graph.graph.call_function(select_channels, (source, constant))
         elif (np.diff(index) == 1).all():
@@ -213,13 +210,12 @@ def silence(
     nodes = {node.name: node for node in graph.graph.nodes}
     dtype = next(graph.parameters()).dtype
     for op in groups.operations:
-        padded = op.kind == "select" and (op.taken == ZERO).any()
-        if op.weight is None and not padded:
+        if op.weight is None and not op.padded:
             continue
         node = nodes[op.name]
         source = node.all_input_nodes[0]
         there = torch.from_numpy(flags[op.inputs]).to(dtype)
-        kernel = 2 if padded else _dimensions(graph, op)
+        kernel = 2 if op.padded else _dimensions(graph, op)
         with graph.graph.inserting_before(node):
             constant = _constant(graph, f"mask_{op.name}", there.view(-1, *[1] * kernel))
             masked = graph.graph.call_function(torch.mul, (source, constant))

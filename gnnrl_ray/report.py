@@ -1,5 +1,7 @@
 """Runs and networks as numbers, tables and pictures for people."""
 
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +12,7 @@ from torch import nn
 
 from gnnrl_ray.costs import Costs
 from gnnrl_ray.data import Data
+from gnnrl_ray.drawing import motif_names
 from gnnrl_ray.graph import HierarchicalGraph
 from gnnrl_ray.groups import ChannelGroups, trace
 from gnnrl_ray.run import Run
@@ -81,10 +84,7 @@ def describe(graph: HierarchicalGraph) -> dict:
         "left": list(groups.left),
         "closed": list(groups.closed),
         "levels": [
-            [
-                {"motif": motif.label, "instances": len(motif.children)}
-                for motif in motifs
-            ]
+            [{"motif": motif.label, "instances": len(motif.children)} for motif in motifs]
             for motifs in graph.levels
         ],
     }
@@ -135,19 +135,30 @@ def left_table(groups: ChannelGroups) -> Table:
 def motifs_table(graph: HierarchicalGraph) -> Table:
     """Return the levels of the hierarchical graph."""
     table = Table(title=f"{len(graph.levels)} levels")
-    for column in ("level", "motif", "instances", "states", "nodes", "edges", "first"):
-        left = column in ("motif", "first")
+    for column in ("motif", "of", "instances", "states", "edges", "first"):
+        left = column in ("motif", "of", "first")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     features = graph.features(graph.groups.widths)
-    for t, motifs in enumerate(graph.levels, start=1):
-        for motif in motifs:
+    below: list[str] = []
+    for t, (motifs, names) in enumerate(zip(graph.levels, motif_names(graph), strict=True)):
+        for motif, name in zip(motifs, names, strict=True):
             # At the top, instances differ in what their edges are one level down.
-            rows = features[motif.children] if t == 1 else motif.children
+            rows = features[motif.children] if t == 0 else motif.children
             states = len({row.tobytes() for row in rows})
-            numbers = (len(motif.children), states, motif.nodes, motif.edges.shape[1])
-            place = " .. ".join(motif.places[0])
-            table.add_row(str(t), motif.label, *map(str, numbers), place)
+            numbers = (len(motif.children), states, motif.edges.shape[1])
+            parts = (
+                motif.label.split("-") if t == 0 else [below[c] for c in motif.children[0]]
+            )
+            place = motif.places[0][0]
+            table.add_row(name, _shortened(parts), *map(str, numbers), place)
+        below = [name for m, name in zip(motifs, names, strict=True) for _ in m.children]
     return table
+
+
+def _shortened(words: Sequence[str]) -> str:
+    """Write words with repetitions counted: ``M1 M2 x3``."""
+    runs = [(word, len(list(same))) for word, same in groupby(words)]
+    return " ".join(word if n == 1 else f"{word} x{n}" for word, n in runs)
 
 
 def draw_search(run: Run) -> Path:

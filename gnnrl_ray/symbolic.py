@@ -144,6 +144,7 @@ class ShapeRun(fx.Interpreter):
         return self
 
     def run_node(self, n: fx.Node):
+        """Run one node and remember what it returns."""
         counts = n in self._counted
         with FlopCounterMode(display=False) if counts else nullcontext() as counter:
             result = super().run_node(n)

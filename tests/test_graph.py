@@ -1,5 +1,8 @@
+from collections import OrderedDict
+
 import numpy as np
 import pytest
+import torch
 from conftest import random_widths
 
 from gnnrl_ray import Costs, HierarchicalGraph, trace
@@ -95,6 +98,85 @@ def test_one_level_is_the_network_itself(groups):
     assert network.edges.shape[1] == graph.shape[0]
 
 
-def test_levels_are_one_or_two(groups):
-    with pytest.raises(ValueError, match="got 3"):
-        HierarchicalGraph(groups, levels=3)
+def test_levels_are_one_two_or_three(groups):
+    with pytest.raises(ValueError, match="got 4"):
+        HierarchicalGraph(groups, levels=4)
+
+
+INVERTED = "conv-norm-activation-conv-norm-activation-conv-norm"
+SEPARABLE = "conv-norm-activation-conv-norm-activation"
+UNIT = "select-conv-norm-conv-norm"
+INCEPTION = (
+    "conv-norm-activation-"
+    "conv-norm-activation-conv-norm-activation-"
+    "conv-norm-activation-conv-norm-activation-"
+    "pool-conv-norm-activation-concat"
+)
+REPEATED = {
+    # at stride 1 and 2; and with a shortcut
+    "mobilenet_v2": [(INVERTED, 3), (INVERTED + "-add", 10), (INVERTED, 3)],
+    "mobilenet_v1": [(SEPARABLE, 9), (SEPARABLE, 4)],
+    "shufflenet_v1": [
+        (f"conv-norm-activation-{UNIT}-add-activation", 13),
+        (f"conv-norm-activation-{UNIT}-pool-concat-activation", 2),
+    ],
+    "shufflenet_v2": [
+        (
+            "conv-norm-conv-norm-activation-"
+            "conv-norm-activation-conv-norm-conv-norm-activation-concat-select",
+            3,
+        ),
+        (
+            "select-select-conv-norm-activation-conv-norm-conv-norm-activation-"
+            "concat-select",
+            13,
+        ),
+    ],
+    "vgg16": [("conv-norm-activation", 8), ("conv-norm-activation-pool", 5)],
+    "torchvision:googlenet": [(INCEPTION, 9), ("pool", 3)],
+    "torchvision:vgg16": [("conv-activation", 8), ("conv-activation-pool", 5)],
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_motifs_are_the_blocks_of_the_literature(name):
+    graph = HierarchicalGraph(trace(build_network(name), (3, 64, 64)))
+    found = [(m.label, len(m.children)) for m in graph.motifs if len(m.children) > 1]
+    assert [pair for pair in found if pair[0] != "linear-activation"] == REPEATED[name]
+
+
+STAGES = {
+    "resnet20": [1, 2, 1],  # the first differs: nothing is halved
+    "resnet110": [1, 2, 1],
+    "vgg16": [1, 3, 1],
+    "shufflenet_v2": [1, 2, 1, 1],
+    "torchvision:googlenet": [1, 2, 1, 1],
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_networks_that_repeat_twice_over_have_three_levels(name):
+    graph = HierarchicalGraph(trace(build_network(name), (3, 64, 64)), levels=3)
+    blocks, stages, (network,) = graph.levels
+    assert [len(stage.children) for stage in stages] == STAGES[name]
+    # Every instance of a level is an edge of the next, once.
+    for below, above in ((blocks, stages), (stages, [network])):
+        edges = np.concatenate([motif.children.ravel() for motif in above])
+        assert sorted(edges) == list(range(sum(len(m.children) for m in below)))
+    # And along the network, each begins where the one before ends.
+    ends = {op.name: i for i, op in enumerate(graph.groups.operations)}
+    places = [place for stage in stages for place in stage.places]
+    walk = [places[child] for child in network.children[0]]
+    assert [ends[a] for a, _ in walk] == [0, *(ends[b] + 1 for _, b in walk[:-1])]
+
+
+def test_three_levels_are_two_where_nothing_repeats_twice_over():
+    groups = trace(build_network("shufflenet_v1"), (3, 32, 32))
+    assert len(HierarchicalGraph(groups, levels=3).levels) == 2
+
+
+def test_names_of_modules_do_not_matter(network, groups):
+    renamed = torch.nn.Sequential(OrderedDict(body=network))
+    labels = [[m.label for m in level] for level in HierarchicalGraph(groups, 3).levels]
+    again = HierarchicalGraph(trace(renamed, (3, 32, 32)), 3)
+    assert [[m.label for m in level] for level in again.levels] == labels

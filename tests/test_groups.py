@@ -178,8 +178,8 @@ def test_modules_that_cannot_be_traced_are_left_closed():
             return self.conv(x) if x.sum() > 0 else x
 
     network = nn.Sequential(
-        nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 1), nn.Sequential(Branches()), nn.Conv2d(8, 9, 1),
-        nn.Conv2d(9, 2, 1),
+        nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 1), nn.Sequential(Branches()),
+        nn.Conv2d(8, 9, 1), nn.Conv2d(9, 2, 1),
     ).double()  # fmt: skip
     with pytest.raises(TraceError, match=r"cannot follow 2\.0 at .*return self\.conv"):
         trace(network, (3, 8, 8))
@@ -199,7 +199,10 @@ def test_groups_that_are_to_be_kept(network, groups):
     gone = {"conv1", "layer2.0.conv1"}
     assert kept.names == tuple(name for name in groups.names if name not in gone)
     assert kept.whole["layer1.0.conv2"].startswith("--keep")  # it shares conv1's channels
-    for pattern, message in (("nothing", "matches no layer"), ("(", "no regular expression")):
+    for pattern, message in (
+        ("nothing", "matches no layer"),
+        ("(", "no regular expression"),
+    ):
         with pytest.raises(ValueError, match=message):
             trace(network, (3, 32, 32), keep=pattern)
 

@@ -86,9 +86,7 @@ def test_unknown_importance_lists_the_known(network, groups):
 def test_every_importance_ranks_every_channel_once(importance):
     network = shaken(Gated())
     groups = trace(network, (3, 16, 16))
-    for order, width in zip(
-        rank(network, groups, importance), groups.widths, strict=True
-    ):
+    for order, width in zip(rank(network, groups, importance), groups.widths, strict=True):
         assert np.array_equal(np.sort(order), np.arange(width))
 
 

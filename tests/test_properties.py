@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_widths
-from networks import EVERY, build
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from networks import EVERY, build, shaken
+from random_cnns import RandomCNN, recipes
 from test_costs import count_macs
 
 from gnnrl_ray import Costs, HierarchicalGraph, mask, prune, trace
@@ -97,7 +100,9 @@ def check_features(groups, widths):
     assert changed.tolist() == touched
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3))])
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3))]
+)
 def test_properties(subject, seed):
     print(f"seed {seed}")
     network, shape, groups = subject
@@ -139,3 +144,30 @@ def test_delivery(subject):
     scale = expected.abs().max()
     assert torch.allclose(outputs(exported, x) / scale, expected / scale, atol=1e-5)
     assert torch.allclose(outputs(scripted, x) / scale, expected / scale, atol=1e-5)
+
+
+def check_random(recipe, seed):
+    torch.manual_seed(seed)
+    network, shape = shaken(RandomCNN(recipe)).double(), (3, 6, 6)
+    x = torch.randn(2, *shape, dtype=torch.double)
+    groups, rng = trace(network, shape), np.random.default_rng(seed)
+    widths = random_widths(groups, rng)
+    removed = check_removed_equals_masked(network, shape, groups, widths, x)
+    check_costs(removed, shape, groups, widths)
+    check_nesting(network, shape, groups, rng, x)
+    check_features(groups, widths)
+    check_trains(removed, x)
+    return groups
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(recipes, st.integers(0, 2**16))
+def test_random_networks(recipe, seed):
+    check_random(recipe, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(recipes, st.integers(0, 2**16))
+def test_many_random_networks(recipe, seed):
+    check_random(recipe, seed)
