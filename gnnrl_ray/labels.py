@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torchvision.ops import StochasticDepth, stochastic_depth
 
-from gnnrl_ray.symbolic import ShapeRun, TraceError, describe_node
+from gnnrl_ray.symbolic import ShapeRun, TraceError, describe_node, get_tensor
 
 FIXED = -1  # a channel that is always there, as those of input and output
 ZERO = -1  # no channel to take from: zeros instead
@@ -336,7 +336,7 @@ class Labels:
 
     def _lay(self, name: str, rows: Tensor, columns: Tensor | None = None, **facts) -> None:
         """Say which channels lie along the axes of a tensor; tie what other uses say."""
-        tensor = _attribute(self.graph, name)
+        tensor = get_tensor(self.graph, name)
         known = self.layouts.get(self._name(name))
         if known is None:
             layout = Layout(
@@ -356,7 +356,7 @@ class Labels:
 
     def _name(self, name: str) -> str:
         """Return the first name of the tensor that also goes by ``name``."""
-        return self._names.setdefault(id(_attribute(self.graph, name)), name)
+        return self._names.setdefault(id(get_tensor(self.graph, name)), name)
 
     def _arguments(self, *names: str) -> dict:
         """Return the current node's arguments by name, its nodes replaced by values."""
@@ -447,7 +447,7 @@ class Labels:
             last = ("output_padding", "groups") if transposed else ("dilation", "groups")
             order = ("input", "weight", "bias", "stride", "padding", *last)
             groups = self._arguments(*order).get("groups", 1)
-        weight = _attribute(self.graph, names["weight"])
+        weight = get_tensor(self.graph, names["weight"])
         depthwise = groups == len(inputs) > 1
         if depthwise:
             each = weight.shape[1] if transposed else weight.shape[0] // groups
@@ -469,7 +469,7 @@ class Labels:
     ) -> Tensor:
         """Return what filters make of ``inputs``; the same filters, the same channels."""
         known = self.layouts.get(self._name(name))
-        shape = _attribute(self.graph, name).shape
+        shape = get_tensor(self.graph, name).shape
         if transposed:
             outputs = known.columns if known else self._mint(groups * shape[1])
             self._lay(name, inputs, outputs, groups=groups)
@@ -687,11 +687,6 @@ def _indexes(index: object, axis: int) -> bool:
     """Say whether ``index`` of a tensor spells out what it takes along ``axis``."""
     listed = index if isinstance(index, tuple) else (index,)
     return len(listed) > axis and listed[axis] not in (slice(None), Ellipsis)
-
-
-def _attribute(graph: fx.GraphModule, name: str | None) -> Tensor:
-    owner, _, attribute = str(name).rpartition(".")
-    return getattr(graph.get_submodule(owner), attribute)
 
 
 def _has_tensor(value: object) -> bool:

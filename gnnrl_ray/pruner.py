@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from gnnrl_ray.groups import ChannelGroups
 from gnnrl_ray.importance import Batch, rank
 from gnnrl_ray.labels import FIXED, RESHAPES, ZERO, Layout, Operation, select_channels
-from gnnrl_ray.symbolic import symbolic
+from gnnrl_ray.symbolic import get_tensor, symbolic
 
 
 def keep(ranking: Iterable[np.ndarray], widths: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -88,8 +88,7 @@ def remove(
     graph = symbolic(network, groups.closed)
     smaller: dict[int, object] = {}  # where ``copy.deepcopy`` looks for copies
     for name, layout in groups.layouts.items():
-        owner, _, attribute = name.rpartition(".")
-        tensor = getattr(graph.get_submodule(owner), attribute)
+        tensor = get_tensor(graph, name)
         part = _part(tensor.detach(), layout, flags)
         if isinstance(tensor, nn.Parameter):
             part = nn.Parameter(part, tensor.requires_grad)
@@ -215,15 +214,11 @@ def silence(
         node = nodes[op.name]
         source = node.all_input_nodes[0]
         there = torch.from_numpy(flags[op.inputs]).to(dtype)
-        kernel = 2 if op.padded else _dimensions(graph, op)
+        # As many axes follow a layer's inputs as its kernel has.
+        kernel = 2 if op.weight is None else get_tensor(graph, op.weight).dim() - 2
         with graph.graph.inserting_before(node):
             constant = _constant(graph, f"mask_{op.name}", there.view(-1, *[1] * kernel))
             masked = graph.graph.call_function(torch.mul, (source, constant))
         node.replace_input_with(source, masked)
     graph.recompile()
     return graph
-
-
-def _dimensions(graph: fx.GraphModule, op: Operation) -> int:
-    """Return how many axes a layer's kernel has; its input has as many after channels."""
-    return graph.get_parameter(op.weight).dim() - 2

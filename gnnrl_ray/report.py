@@ -63,9 +63,10 @@ def measures_table(rows: dict[str, dict[str, float]], data: Data) -> Table:
 def describe(graph: HierarchicalGraph) -> dict:
     """Return what there is to prune in a network, for JSON.
 
-    ``groups``: for each its ``channels``, the ``step`` that widths are multiples of, and
-    the layers it is ``made`` and ``read`` by; ``whole``, ``left`` and ``closed`` as in
-    :class:`ChannelGroups`; ``levels`` of motifs.
+    ``groups``: for each its ``channels``, the ``step`` that widths are multiples of, the
+    layers it is ``made`` and ``read`` by, and the depth-wise ones in between that
+    ``carry`` it; ``whole``, ``left`` and ``closed`` as in :class:`ChannelGroups`;
+    ``levels`` of motifs.
     """
     groups, costs = graph.groups, Costs(graph.groups)
     return {
@@ -75,8 +76,9 @@ def describe(graph: HierarchicalGraph) -> dict:
             name: {
                 "channels": int(groups.widths[g]),
                 "step": int(groups.steps[g]),
-                "made": _layers(groups, g, "outputs"),
-                "read": _layers(groups, g, "inputs"),
+                "made": _layers(groups, g, "outputs", depthwise=False),
+                "carry": _layers(groups, g, "outputs", depthwise=True),
+                "read": _layers(groups, g, "inputs", depthwise=False),
             }
             for g, name in enumerate(groups.names)
         },
@@ -90,10 +92,13 @@ def describe(graph: HierarchicalGraph) -> dict:
     }
 
 
-def _layers(groups: ChannelGroups, g: int, end: str) -> list[str]:
-    """Return the layers with channels of group ``g`` at their ``end``."""
-    met = (op for op in groups.layers if g in groups.group_of(getattr(op, end)))
-    return [op.module or op.name for op in met]
+def _layers(groups: ChannelGroups, g: int, end: str, depthwise: bool) -> list[str]:
+    """Return the layers of one sort with channels of group ``g`` at their ``end``."""
+    return [
+        op.module or op.name
+        for op in groups.layers
+        if op.depthwise == depthwise and g in groups.group_of(getattr(op, end))
+    ]
 
 
 def groups_table(groups: ChannelGroups) -> Table:
@@ -104,12 +109,13 @@ def groups_table(groups: ChannelGroups) -> Table:
     for column in ("group", "channels", "layers", "MACs without it"):
         table.add_column(column, justify="left" if column == "group" else "right")
     for g, name in enumerate(groups.names):
-        layers = {*_layers(groups, g, "outputs"), *_layers(groups, g, "inputs")}
+        ends = [np.concatenate([op.inputs, op.outputs]) for op in groups.layers]
+        layers = sum(g in groups.group_of(channels) for channels in ends)
         least = np.where(np.arange(len(groups.names)) == g, groups.steps, groups.widths)
         width, step = groups.widths[g], groups.steps[g]
         channels = str(width) if step == 1 else f"{width // step} x {step}"
         share = f"{costs.macs(least) / total:.1%}"
-        table.add_row(name, channels, str(len(layers)), share)
+        table.add_row(name, channels, str(layers), share)
     return table
 
 

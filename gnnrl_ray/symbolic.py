@@ -154,6 +154,12 @@ class ShapeRun(fx.Interpreter):
         return result
 
 
+def get_tensor(network: nn.Module, name: str) -> Tensor:
+    """Return the parameter or buffer of ``network`` with the qualified ``name``."""
+    owner, _, attribute = name.rpartition(".")
+    return getattr(network.get_submodule(owner), attribute)
+
+
 def _without_storage(value: object) -> object:
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.to("meta")

@@ -89,7 +89,18 @@ def test_impossible_budgets_name_the_smallest(command, home, flops):
         (("--dataset", "mnist"), "unknown dataset 'mnist'; known: digits, cifar10"),
         (("--method", "dice"), "'dice' is not one of 'gnn-rl', 'uniform', 'random'"),
         (("--finetune", "some"), "--finetune 'some' is not none"),
-        (("--importance", "l3"), "'l3' is not one of 'l1', 'l2'"),
+        (("--importance", "l3"), "'l3' is not one of 'l1', 'l2', 'median', 'bn'"),
+        (("--network", "torchvision:resnet51"), "torchvision has no network 'resnet51'"),
+        (("--network", "nowhere:net"), "cannot import 'nowhere'"),
+        (("--network", "json:net"), "json has no callable 'net'"),
+        (("--network", "builtins:dict"), "returned a dict, not an nn.Module"),
+        (("--network", "json:JSONDecoder"), "returned a JSONDecoder, not an nn.Module"),
+        (("--keep", "("), "--keep '(' is no regular expression"),
+        (("--keep", "layer9"), "--keep 'layer9' matches no layer"),
+        (("--round-to", "0"), "--round-to"),
+        (("--round-to", "64"), "--flops 0.5 cannot be reached"),
+        (("--keep", "."), "nothing can be pruned"),
+        (("--levels", "4"), "--levels"),
         (("--validation", "test"), "'test' is not one of 'test-5k', 'train-5k'"),
         (("--weights", "nowhere.th"), "no weights file at nowhere.th"),
         (("--min-keep", "2"), "--min-keep 2 must lie in"),
@@ -124,11 +135,92 @@ def test_inspect(command):
     assert code == 0
     assert facts["macs"] == 125_485_696
     assert len(facts["groups"]) == 30
+    assert facts["groups"]["layer1.0.conv1"]["read"] == ["layer1.0.conv2"]
+    assert facts["whole"] == {"linear": "the network's output"}
     assert [m["instances"] for m in facts["levels"][0]][1:3] == [25, 2]
+    assert [m["instances"] for m in facts["levels"][1]] == [1, 2, 1]
     assert "30 channel groups" in command("inspect", "--network", "resnet56")[1]
 
 
-@pytest.mark.parametrize("words", [(), *((c,) for c in ("search", "finetune", "evaluate"))])
+MINE = """
+import torch
+from torch import nn
+
+
+class Sorted(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def small(num_classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 12, 3, 2), nn.BatchNorm2d(12),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, num_classes),
+    )
+
+
+def odd():
+    first, second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+    return nn.Sequential(first, second, Sorted(), nn.Conv2d(8, 4, 1))
+"""
+
+
+@pytest.fixture
+def mine(home):
+    """Networks of one's own, in the current folder."""
+    (home / "mine_of_test.py").write_text(MINE)
+    yield "mine_of_test"
+    sys.modules.pop("mine_of_test", None)
+
+
+def test_inspect_other_networks(command, home, mine):
+    words = ("inspect", "--network", f"{mine}:odd", "--input-shape", "3,16,16")
+    code, _, err = command(*words)
+    assert code == 2
+    assert "cannot follow 2 at" in err
+    assert "if x.sum() > 0" in err
+    code, out, _ = command(*words, "--skip-untraceable", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["closed"] == ["2"]
+    assert list(facts["groups"]) == ["0"]
+    out = command(*words, "--skip-untraceable")[1]
+    assert "not traced" in out
+    assert "3 layers are left whole" not in out
+    code, out, _ = command(
+        "inspect", "--network", "torchvision:squeezenet1_1", "--input-shape", "3x64x64",
+        "--classes", "7", "--keep", "fire|features.3", "--draw", "picture.svg", "--json",
+    )  # fmt: skip
+    assert code == 0
+    assert "features.0" in json.loads(out)["groups"]
+    assert "<svg" in (home / "picture.svg").read_text()
+    for wrong in (("--input-shape", "3,32"), ("--draw", "a.jpg"), ("--classes", "0")):
+        assert command("inspect", *wrong)[0] == 2
+
+
+def test_a_network_of_ones_own_from_training_to_evaluation(command, mine):
+    name = f"{mine}:small"
+    code, out, err = command("train", "--network", name, "--epochs", "0.5")
+    assert code == 0, err
+    assert "mine_of_test-small-digits.safetensors" in out.replace("\n", "")
+    code, _, err = command("train", "--network", name)
+    assert code == 2
+    assert "--overwrite" in err
+    code, out, err = command(
+        "search", "--network", name, *SHORT[:-2], "--epochs", "1", "--out", "run",
+        "--round-to", "4", "--keep", "^0$", "--levels", "3", "--flops", "0.75",
+    )  # fmt: skip
+    assert code == 0, err
+    best = json.loads(Path("run/best.json").read_text())
+    assert best["groups"] == {"2": 4}
+    code, out, err = command("evaluate", "run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["finetuned"]["macs"] == best["macs"]
+
+
+@pytest.mark.parametrize(
+    "words", [(), *((c,) for c in ("search", "finetune", "evaluate", "train", "inspect"))]
+)
 def test_help_teaches(command, words):
     code, out, _ = command(*words, "--help")
     assert code == 0

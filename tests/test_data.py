@@ -17,6 +17,13 @@ def cifar_folder(tmp_path):
     return tmp_path
 
 
+def test_cifar100_has_100_classes(cifar_folder):
+    (cifar_folder / "cifar10.npz").rename(cifar_folder / "cifar100.npz")
+    data = load_data("cifar100", cifar_folder)
+    assert data.classes == 100
+    assert data.input_shape == (3, 32, 32)
+
+
 def fingerprints(split):
     return {image.numpy().tobytes() for image in split.images}
 

@@ -1,4 +1,7 @@
+import json
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +11,10 @@ from conftest import random_widths
 from test_costs import count_macs
 from torch import nn
 
-from gnnrl_ray import Costs, mask, prune
+from gnnrl_ray import Costs, HierarchicalGraph, mask, prune
 from gnnrl_ray.groups import trace
 from gnnrl_ray.labels import FIXED, ZERO, select_channels
+from gnnrl_ray.report import describe
 from gnnrl_ray.symbolic import TraceError
 from gnnrl_ray.zoo import build_network
 
@@ -23,6 +27,78 @@ def test_resnet20_has_one_group_per_stage_and_one_inside_each_block():
         **{f"layer2.{i}.conv1": 32 for i in range(3)}, "layer2.0.conv2": 32,
         **{f"layer3.{i}.conv1": 64 for i in range(3)}, "layer3.0.conv2": 64,
     }  # fmt: skip
+
+
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_the_strategies_of_the_paper_follow_from_the_trace(path):
+    """Groups, the layers that make, carry and read them, and what stays whole.
+
+    ``gnnrl-ray inspect --json`` prints them; each file was read before it was kept.
+    """
+    name = path.stem.replace("torchvision-", "torchvision:")
+    facts = describe(HierarchicalGraph(trace(build_network(name), (3, 32, 32))))
+    assert {key: facts[key] for key in ("groups", "whole")} == json.loads(path.read_text())
+
+
+def layers_of(name):
+    """The layers that make each group, as sets."""
+    facts = json.loads((Path(__file__).parent / f"golden/{name}.json").read_text())
+    return facts["groups"], facts["whole"]
+
+
+def test_residual_streams_share_one_index_set():
+    groups, _ = layers_of("resnet20")
+    for stage, first in (("layer1", "conv1"), ("layer2", "layer2.0.conv2")):
+        ends = {f"{stage}.{i}.conv2" for i in range(3)}
+        assert set(groups[first]["made"]) == ends | {first}
+
+
+def test_mobilenet_v1_point_wise_takes_the_next_depth_wise_along():
+    groups, whole = layers_of("mobilenet_v1")
+    assert list(whole) == ["classifier"]
+    for i in range(12):
+        assert groups[f"blocks.{i}.3"]["made"] == [f"blocks.{i}.3"]
+        assert groups[f"blocks.{i}.3"]["carry"] == [f"blocks.{i + 1}.0"]
+
+
+def test_mobilenet_v2_shares_linear_layers_and_prunes_expansions_alone():
+    groups, _ = layers_of("mobilenet_v2")
+    shared = groups["features.7.conv.2"]["made"]
+    assert shared == [f"features.{i}.conv.2" for i in (7, 8, 9, 10)]
+    for i in range(2, 18):
+        assert groups[f"features.{i}.conv.0.0"]["made"] == [f"features.{i}.conv.0.0"]
+        assert groups[f"features.{i}.conv.0.0"]["carry"] == [f"features.{i}.conv.1.0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "inner", "outer", "step"),
+    [
+        ("shufflenet_v1", r"stages\.\d\.\d\.compress", r".*expand|conv1|classifier", 3),
+        (
+            "shufflenet_v2",
+            r"stage\d\.\d\.branch2\.0|conv1\.0|conv5\.0",
+            r".*branch1\.2|.*branch2\.5|fc",
+            1,
+        ),
+    ],
+)
+def test_shufflenets_are_pruned_inside_blocks_and_keep_their_outputs(
+    name, inner, outer, step
+):
+    groups, whole = layers_of(name)
+    assert all(re.fullmatch(inner, group) for group in groups)
+    assert all(re.fullmatch(outer, layer) for layer in whole)
+    assert {group["step"] for group in groups.values()} == {step}
+
+
+def test_convolutions_in_groups_stay_balanced():
+    groups, _ = layers_of("torchvision-resnext50_32x4d")
+    for name, group in groups.items():
+        inside = re.fullmatch(r"layer\d\.\d\.conv[12]", name)
+        assert group["step"] == (32 if inside else 1)
 
 
 def test_a_stage_shares_one_index_set(groups):

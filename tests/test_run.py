@@ -1,34 +1,87 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import random_widths
+from safetensors.torch import save_file
 
-from gnnrl_ray import load_pruned, prune, trace
-from gnnrl_ray.pruner import keep, rank
+from gnnrl_ray import Costs, Outcome, load_pruned, prune, trace
+from gnnrl_ray.importance import rank
+from gnnrl_ray.pruner import keep
 from gnnrl_ray.run import Run, RunError
 from gnnrl_ray.zoo import WeightsError, build_network
 
 
-@pytest.fixture
-def finished(tmp_path, digits):
-    """A run of the zoo's ResNet-20, its winner written; returns folder and winner."""
+def finish(folder, name, **how):
+    """Write a run of ``name`` with one outcome; returns the winner."""
     torch.manual_seed(0)
-    network = build_network("resnet20").eval()
-    groups = trace(network, (3, 32, 32))
+    network = build_network(name).eval()
+    groups = trace(network, (3, 32, 32), **how)
     widths = random_widths(groups, np.random.default_rng(0))
-    folder = tmp_path / "run"
-    run = Run.create(folder, {"name": "resnet20"}, {"dataset": "digits"})
-    from gnnrl_ray import Objective
-
-    objective = Objective(network, groups, digits, budget=0.5, finetune="none")
-    run.journal.append(7, objective(widths))
-    facts = {"network": "resnet20", "classes": 10, "budget": 0.5, "method": "random"}
+    run = Run.create(folder, {"name": name}, {"dataset": "digits"})
+    costs = Costs(groups)
+    scored = Outcome(
+        tuple(widths.tolist()), int(costs.macs(widths)), int(costs.params(widths)),
+        accuracy=0.5, reward=-0.5, seconds=1.0,
+    )  # fmt: skip
+    run.journal.append(7, scored)
+    facts = {
+        "network": name, "classes": 10, "budget": 0.5, "method": "random", "trace": how,
+    }  # fmt: skip
     run.write_best(groups, keep(rank(network, groups), widths), facts)
     winner = prune(network, groups, widths)
     run.save_network("pruned", winner)
-    return folder, winner
+    return winner
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A run of the zoo's ResNet-20, its winner written; returns folder and winner."""
+    folder = tmp_path / "run"
+    return folder, finish(folder, "resnet20")
+
+
+def test_winners_are_rebuilt_in_a_new_process(tmp_path):
+    kinds = {
+        "mobilenet_v2": {},
+        "shufflenet_v1": {},
+        "shufflenet_v2": {"keep": r"conv5|stage4"},
+        "torchvision:mobilenet_v3_small": {"skip_untraceable": True},
+        "torchvision:regnet_x_400mf": {},
+    }
+    x = torch.randn(2, 3, 32, 32)
+    for i, (name, how) in enumerate(kinds.items()):
+        winner = finish(tmp_path / str(i), name, **how)
+        save_file({"x": x, "y": winner(x).detach()}, tmp_path / str(i) / "seen.safetensors")
+    code = """if True:
+        import sys, torch
+        from gnnrl_ray import load_pruned
+        from safetensors.torch import load_file
+        for folder in sys.argv[1:]:
+            seen = load_file(folder + "/seen.safetensors")
+            with torch.no_grad():
+                assert torch.allclose(load_pruned(folder)(seen["x"]), seen["y"], atol=1e-5)
+            print("rebuilt", folder)
+    """
+    folders = [str(tmp_path / str(i)) for i in range(len(kinds))]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *folders], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.count("rebuilt /") == len(kinds), done.stderr
+
+
+def test_no_code_is_run_because_a_file_names_it(finished):
+    folder, winner = finished
+    best = json.loads((folder / "best.json").read_text()) | {"network": "os:abort"}
+    (folder / "best.json").write_text(json.dumps(best))
+    with pytest.raises(RunError, match="is your own; pass `network`"):
+        load_pruned(folder)
+    x = torch.randn(2, 3, 32, 32)
+    again = load_pruned(folder, build_network("resnet20"))
+    assert torch.equal(again(x), winner(x))
 
 
 def test_the_winner_is_rebuilt_without_the_dense_weights(finished):

@@ -16,6 +16,54 @@ def test_parameters_are_the_published_ones(name, params):
     assert sum(p.numel() for p in build_network(name).parameters()) == params
 
 
+@pytest.mark.parametrize(
+    ("name", "cifar100", "imagenet"),
+    [  # megabytes of 32-bit numbers: GNN-RL table 3; and as published for ImageNet
+        ("mobilenet_v1", 3_309_476, 4_231_976),
+        ("mobilenet_v2", 2_351_972, 3_504_872),
+        ("shufflenet_v1", 1_000_828, 1_865_728),
+        ("shufflenet_v2", 1_356_104, 2_278_604),
+        ("vgg16", 14_774_436, 138_357_544),
+    ],
+)
+def test_parameters_of_both_sizes(name, cifar100, imagenet):
+    with torch.device("meta"):
+        small, large = build_network(name, 100, 32), build_network(name, 1000, 224)
+    assert sum(p.numel() for p in small.parameters()) == cifar100
+    assert sum(p.numel() for p in large.parameters()) == imagenet
+
+
+@pytest.mark.parametrize(
+    ("name", "megabytes"),
+    [
+        ("mobilenet_v1", 13),
+        ("mobilenet_v2", 9.3),
+        ("shufflenet_v1", 4.1),
+        ("shufflenet_v2", 5.4),
+    ],
+)
+def test_mobile_networks_have_the_megabytes_of_the_paper(name, megabytes):
+    numbers = sum(p.numel() for p in build_network(name, 100).parameters())
+    assert 4e-6 * numbers == pytest.approx(megabytes, rel=0.03)  # the table rounds
+
+
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v1", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2", "vgg16"]
+)
+def test_images_shrink_to_a_few_pixels(name, size):
+    network = build_network(name, 7, size).eval()
+    sizes = []
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda m, x, y: sizes.append(y.shape[-1]))
+    with torch.no_grad():
+        assert network(torch.randn(1, 3, size, size)).shape == (1, 7)
+    stem = size // 2 if size > 64 and name != "vgg16" else size
+    assert sizes[0] == stem
+    assert sizes[-1] in (2, 4, 7, 14)
+
+
 def test_shortcut_halves_the_image_and_surrounds_channels_with_zeros():
     x = torch.randn(2, 4, 8, 8)
     out = Shortcut(4, 8)(x)
@@ -30,7 +78,7 @@ def test_depth_must_be_6n_plus_2():
 
 
 def test_unknown_network_lists_the_known():
-    with pytest.raises(ValueError, match="resnet20, resnet32"):
+    with pytest.raises(ValueError, match=r"resnet20, resnet32.*or torchvision:NAME"):
         build_network("resnet21")
 
 

@@ -73,7 +73,10 @@ def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> nn.
             ) from error
         return build(weights=None, num_classes=num_classes)
     build = _import(source, attribute)
-    takes = inspect.signature(build).parameters
+    try:
+        takes = inspect.signature(build).parameters
+    except ValueError:  # of some that are written in C
+        takes = {}
     network = build(num_classes=num_classes) if "num_classes" in takes else build()
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name} returned a {type(network).__name__}, not an nn.Module.")

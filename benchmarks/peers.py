@@ -1,0 +1,190 @@
+"""The same networks through torch-pruning: which traces, which stays right, how long.
+
+    pip install torch-pruning==1.6.1
+    python -m benchmarks.peers [NAME ...] [--json FILE]
+
+Each tool drops half the channels of everything that it can prune, by L2 norm. A removed
+network is right if its outputs equal those of the dense one in which every convolution and
+linear layer reads zeros from the dropped channels (float64, 1e-8 relative). For
+torch-pruning, the indices that it hands to its own pruning functions say which these are.
+Seconds are of one thread, from the dense network to the removed one.
+"""
+
+import argparse
+import copy
+import json
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from gnnrl_ray import Costs, mask, prune, trace
+from tests.networks import EVERY, build
+
+REPEATS = 3
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=EVERY)
+    parser.add_argument("--json", help="write the figures to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    tools = {"gnnrl_ray": ours, "torch-pruning": _torch_pruning()}
+    rows = []
+    for name in arguments.names:
+        network, shape = build(name)
+        network = network.double()
+        row = {"network": name}
+        for tool, run in tools.items():
+            row[tool] = attempt(run, network, torch.randn(2, *shape, dtype=torch.double))
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    Console(width=150).print(_table(rows, tools))
+    facts = {
+        "machine": platform.processor() or platform.machine(),
+        "versions": {p: version(p) for p in ("torch", "torchvision", "torch-pruning")},
+        "repeats": REPEATS,
+        "rows": rows,
+    }
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(facts, file, indent=1)
+
+
+def attempt(run: Callable, network: nn.Module, x: Tensor) -> dict:
+    """Return ``ok``, ``wrong`` or the error, the share of MACs left and the seconds."""
+    seconds = []
+    try:
+        for _ in range(REPEATS):
+            start = time.process_time()
+            removed, masked = run(network, x)
+            seconds.append(time.process_time() - start)
+            reference = masked()
+        got = outputs(removed, x)
+        scale = reference.abs().max().item()
+        equal = torch.allclose(got, reference, rtol=1e-8, atol=1e-8 * scale)
+        verdict = "ok" if equal else "wrong"
+    except Exception as error:
+        return {"verdict": f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"}
+    share = count(removed, x) / count(network, x)
+    return {"verdict": verdict, "macs": round(share, 3), "seconds": round(min(seconds), 3)}
+
+
+def ours(network: nn.Module, x: Tensor):
+    """Trace, rank and remove."""
+    groups = trace(network, x.shape[1:])
+    widths = np.maximum(groups.widths // groups.steps // 2, 1) * groups.steps
+    Costs(groups).macs(widths)
+    removed = prune(network, groups, widths)
+    return removed, lambda: outputs(mask(network, groups, widths), x)
+
+
+def _torch_pruning() -> Callable:
+    import torch_pruning as tp
+
+    functions = tp.pruner.function
+    for pruner in (functions.ConvPruner, functions.LinearPruner):
+        pruner.prune_in_channels = _recorded(pruner.prune_in_channels)
+
+    def run(network: nn.Module, x: Tensor):
+        removed = copy.deepcopy(network)
+        pruner = tp.pruner.MagnitudePruner(
+            removed, x[:1], tp.importance.MagnitudeImportance(p=2), pruning_ratio=0.5,
+            ignored_layers=_last_layers(removed, x),
+        )  # fmt: skip
+        pruner.step()
+        return removed, lambda: outputs(_zeroed(network, removed), x)
+
+    return run
+
+
+def _recorded(function: Callable) -> Callable:
+    """Let a pruning function note on the layer which of its inputs are left."""
+
+    def prune_in_channels(self, layer: nn.Module, idxs):
+        count = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+        kept = getattr(layer, "kept_inputs", np.arange(count))
+        layer.kept_inputs = np.delete(kept, list(idxs))
+        return function(self, layer, idxs)
+
+    return prune_in_channels
+
+
+def _zeroed(network: nn.Module, removed: nn.Module) -> nn.Module:
+    """Return a copy of the dense network whose layers ignore what was dropped."""
+    masked = copy.deepcopy(network)
+    for name, layer in removed.named_modules():
+        kept = getattr(layer, "kept_inputs", None)
+        if kept is None:
+            continue
+        dense = masked.get_submodule(name)
+        weight = dense.weight.data
+        if getattr(dense, "transposed", False):
+            dropped = np.setdiff1d(np.arange(len(weight)), kept)
+            weight[dropped] = 0
+            continue
+        groups = getattr(dense, "groups", 1)
+        flags = np.zeros(weight.shape[1] * groups, bool)
+        flags[kept] = True
+        blocks = zip(weight.chunk(groups), flags.reshape(groups, -1), strict=True)
+        for block, there in blocks:
+            block[:, torch.from_numpy(~there)] = 0
+    return masked
+
+
+def _last_layers(network: nn.Module, x: Tensor) -> list[nn.Module]:
+    """The layers whose outputs are the network's: those keep all channels."""
+    return [
+        network.get_submodule(name)
+        for name, reason in trace(network, x.shape[1:]).whole.items()
+        if reason == "the network's output"
+    ]
+
+
+def outputs(network: nn.Module, x: Tensor) -> Tensor:
+    """All outputs as one vector."""
+    with torch.no_grad():
+        result = network(x)
+    parts = result.values() if isinstance(result, dict) else [result]
+    return torch.cat([part.flatten() for part in parts])
+
+
+def count(network: nn.Module, x: Tensor) -> int:
+    """Multiply-accumulates of one image."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(x[:1])
+    return counter.get_total_flops() // 2
+
+
+def _table(rows: list[dict], tools: dict) -> Table:
+    table = Table(title="half the channels dropped")
+    table.add_column("network")
+    for tool in tools:
+        table.add_column(tool, overflow="fold")
+        table.add_column("MACs left", justify="right")
+        table.add_column("seconds", justify="right")
+    for row in rows:
+        cells = []
+        for tool in tools:
+            facts = row[tool]
+            cells += [
+                facts["verdict"],
+                str(facts.get("macs", "")),
+                str(facts.get("seconds", "")),
+            ]
+        table.add_row(row["network"], *cells)
+    return table
+
+
+if __name__ == "__main__":
+    main()
