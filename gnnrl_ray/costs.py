@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gnnrl_ray.groups import ChannelGroups
-from gnnrl_ray.labels import FIXED
+from gnnrl_ray.operations import FIXED
 
 
 class BudgetError(ValueError):

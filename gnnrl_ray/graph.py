@@ -16,7 +16,7 @@ import numpy as np
 
 from gnnrl_ray.costs import Costs
 from gnnrl_ray.groups import ChannelGroups
-from gnnrl_ray.labels import KINDS
+from gnnrl_ray.operations import KINDS
 
 # log2 of any channel count, kernel side or image side stays below this.
 _LOG_SCALE = 16.0

@@ -16,7 +16,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from gnnrl_ray.labels import FIXED, Labels, Layout, Operation
+from gnnrl_ray.effects import follow
+from gnnrl_ray.labels import Labels
+from gnnrl_ray.operations import FIXED, Layout, Operation
 from gnnrl_ray.symbolic import symbolic, untraceable
 
 
@@ -114,13 +116,11 @@ def trace(
     """
     closed = untraceable(network) if skip_untraceable else ()
     graph = symbolic(network, closed)
-    labels = Labels(graph, skip_untraceable).run(input_shape)
-    counted = {name for name, layout in labels.layouts.items() if layout.trained}
-    every = sum(p.numel() for p in graph.parameters())
-    laid = sum(graph.get_parameter(name).numel() for name in counted)
+    labels, left = follow(graph, tuple(input_shape), skip_untraceable)
     if keep:
         _keep(labels, keep)
-    return _Grouping(labels).describe(tuple(input_shape), every - laid, closed)
+    groups = _Grouping(labels).groups()
+    return replace(groups, macs=labels.macs_alone(), left=tuple(left), closed=closed)
 
 
 def _keep(labels: Labels, pattern: str) -> None:
@@ -155,13 +155,11 @@ class _Grouping:
             self._reasons.setdefault(int(self._channel[label]), reason)
         self._signature = self._signatures(labels.operations, ("inputs", "outputs"))
 
-    def describe(
-        self, input_shape: tuple[int, ...], parameters: int, closed: tuple[str, ...]
-    ) -> ChannelGroups:
+    def groups(self) -> ChannelGroups:
         """Number the channels; freeze groups that cannot be pruned evenly, and repeat."""
         self._freeze_mixtures()
         while True:
-            groups = self._number(input_shape, parameters, closed)
+            groups = self._number()
             parts, steps, uneven = [], [], {}
             for g in range(len(groups.names)):
                 divisions = _divisions(groups, g)
@@ -210,9 +208,7 @@ class _Grouping:
                     for member in members[~fixed[members]].tolist():
                         self._reasons.setdefault(member, reason)
 
-    def _number(
-        self, input_shape: tuple[int, ...], parameters: int, closed: tuple[str, ...]
-    ) -> ChannelGroups:
+    def _number(self) -> ChannelGroups:
         channel, labels = self._channel, self._labels
         free = np.ones(len(self._signature), bool)
         free[[*self._reasons, channel[FIXED]]] = False
@@ -239,6 +235,9 @@ class _Grouping:
             frozen = made[~free[made]]
             if len(frozen):
                 whole[name] = self._reasons.get(int(frozen[0]), "fixed")
+        graph, layouts = labels.graph, labels.layouts
+        laid = [name for name, layout in layouts.items() if layout.trained]
+        every = sum(p.numel() for p in graph.parameters())
         return ChannelGroups(
             tuple(names),
             np.array(widths, int),
@@ -247,14 +246,12 @@ class _Grouping:
                 replace(op, inputs=number[op.inputs], outputs=number[op.outputs])
                 for op in labels.operations
             ),
-            input_shape,
-            {name: _numbered(layout, number) for name, layout in labels.layouts.items()},
-            parameters,
-            labels.left_macs,
+            labels.input_shape,
+            {name: _numbered(layout, number) for name, layout in layouts.items()},
+            every - sum(graph.get_parameter(name).numel() for name in laid),
+            0,
             ((),) * len(widths),
             whole,
-            tuple(labels.left),
-            closed,
         )
 
 

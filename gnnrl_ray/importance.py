@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from gnnrl_ray.groups import ChannelGroups
-from gnnrl_ray.labels import Operation
+from gnnrl_ray.operations import Operation
 from gnnrl_ray.symbolic import evaluating
 
 Batch = tuple[Tensor, Tensor]

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from gnnrl_ray.groups import ChannelGroups
 from gnnrl_ray.importance import Batch, rank
-from gnnrl_ray.labels import FIXED, RESHAPES, ZERO, Layout, Operation, select_channels
+from gnnrl_ray.operations import FIXED, RESHAPES, ZERO, Layout, Operation, select_channels
 from gnnrl_ray.symbolic import get_tensor, symbolic
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from gnnrl_ray import Costs, HierarchicalGraph, mask, prune
 from gnnrl_ray.groups import trace
-from gnnrl_ray.labels import FIXED, ZERO, select_channels
+from gnnrl_ray.operations import FIXED, ZERO, select_channels
 from gnnrl_ray.report import describe
 from gnnrl_ray.symbolic import TraceError
 from gnnrl_ray.zoo import build_network

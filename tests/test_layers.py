@@ -9,7 +9,8 @@ import gnnrl_ray
 
 PACKAGE = Path(gnnrl_ray.__file__).parent
 ORDER = [
-    *("zoo", "data", "symbolic", "labels", "groups", "costs", "importance", "pruner"),
+    *("zoo", "data", "symbolic", "operations", "labels", "effects", "groups", "costs"),
+    *("importance", "pruner"),
     *("graph", "drawing", "mgnn"),
     *("training", "objective", "env", "ddpg", "baselines", "journal", "run"),
     *("agent", "search", "finetuning", "report", "cli", "__main__"),

@@ -83,7 +83,7 @@ def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> nn.
     return network
 
 
-def _import(module: str, attribute: str) -> Callable[..., nn.Module]:
+def _import(module: str, attribute: str) -> Callable[..., object]:
     """Return ``attribute`` of ``module``, which may be in the current folder."""
     sys.path.insert(0, str(Path.cwd()))
     try:

@@ -74,5 +74,5 @@ def build_mobilenet_v2(num_classes: int, small: bool) -> MobileNetV2:
     if not small:
         return MobileNetV2(num_classes)
     network = MobileNetV2(num_classes, inverted_residual_setting=list(map(list, _SMALL_V2)))
-    network.features[0][0].stride = (1, 1)
+    network.features.get_submodule("0.0").stride = (1, 1)
     return network

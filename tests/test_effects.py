@@ -1,0 +1,201 @@
+"""Code that is written in many ways, and code that only looks harmless."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import shaken
+from test_properties import check_costs, check_removed_equals_masked
+from torch import nn
+
+from gnnrl_ray import trace
+from gnnrl_ray.symbolic import TraceError
+
+SHAPE = (3, 8, 8)
+
+
+class Body(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 12, 3, padding=1)
+        self.second = nn.Conv2d(12, 10, 1)
+        self.classifier = nn.Linear(10, 4)
+
+    def body(self, x):
+        return x
+
+    def forward(self, x):
+        x = self.second(self.body(F.relu(self.first(x))))
+        return self.classifier(x.mean((2, 3)))
+
+
+class Excite(Body):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(12, 3), nn.Linear(3, 12)
+
+    def body(self, x):
+        b, c, _, _ = x.size()
+        y = F.adaptive_avg_pool2d(x, 1).view(b, c)
+        y = torch.sigmoid(self.fc2(F.relu(self.fc1(y)))).view(b, c, 1, 1)
+        return x * y.expand_as(x)
+
+
+class Unsqueezed(Body):
+    def body(self, x):
+        return x * x.amax((2, 3))[:, :, None, None].sigmoid()
+
+
+class Tokens(Body):
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Linear(12, 12)
+
+    def body(self, x):
+        b, c, h, w = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        return self.project(tokens).transpose(1, 2).reshape(b, c, h, w)
+
+
+class OneChannelGroups(Body):
+    def body(self, x):  # a shuffle of as many groups as channels
+        b, c, h, w = x.shape
+        return x.view(b, 12, c // 12, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+
+class Moves(Body):
+    def body(self, x):
+        x = torch.roll(x, 5, 1).flip(1)
+        return torch.cat([x[:, 4:], x[:, :4]], 1)[:, :, ::2, 1:]
+
+
+class Halves(Body):
+    def body(self, x):
+        left, right = x.tensor_split(2, dim=1)
+        return torch.maximum(left, right).repeat(1, 2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "kind", [Excite, Unsqueezed, Tokens, OneChannelGroups, Moves, Halves]
+)
+def test_ways_to_write_it(kind):
+    torch.manual_seed(0)
+    network = shaken(kind()).double()
+    groups = trace(network, SHAPE)
+    assert {"first", "second"} <= set(groups.names)
+    widths = groups.widths // 2
+    x = torch.randn(2, *SHAPE, dtype=torch.double)
+    removed = check_removed_equals_masked(network, SHAPE, groups, widths, x)
+    check_costs(removed, SHAPE, groups, widths)
+    # Batches and images of other sizes are taken as before.
+    x = torch.randn(3, 3, 12, 12, dtype=torch.double)
+    assert removed(x).shape == (3, 4)
+
+
+class Counted(Body):
+    def body(self, x):
+        return x / x.shape[1] ** 0.5
+
+
+class CountedBySize(Body):
+    def body(self, x):
+        return x * (1 / x.size(1))
+
+
+class Indices(Body):
+    def body(self, x):
+        return F.max_pool2d(x, 2, return_indices=True)[0]
+
+
+class Standardised(Body):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(12, 12, 1, 1))
+
+    def body(self, x):
+        return F.conv2d(x, self.weight - self.weight.mean())
+
+
+class Softmax(Body):
+    def body(self, x):
+        return x.softmax(1)
+
+
+class Sliced(Body):
+    def body(self, x):
+        return x[:, 0:12, ::2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Counted, "truediv in .*: the number of channels is calculated with"),
+        (CountedBySize, "mul in .*: the number of channels is calculated with"),
+        (Indices, "max_pool2d_with_indices in .*unknown"),
+        (Standardised, "conv2d in .*: weights that are computed"),
+        (Softmax, "softmax in .*unknown"),
+        (Sliced, "getitem in .*: channels and pixels are sliced at once"),
+    ],
+)
+def test_what_would_be_wrong_is_refused_or_left_whole(kind, message):
+    network = shaken(kind()).double()
+    with pytest.raises(TraceError, match=message):
+        trace(network, SHAPE)
+    groups = trace(network, SHAPE, skip_untraceable=True)
+    assert "first" in groups.whole
+    assert "first" not in groups.names
+    assert len(groups.left) == 1
+    if len(groups.names):
+        x = torch.randn(2, *SHAPE, dtype=torch.double)
+        check_removed_equals_masked(network, SHAPE, groups, groups.widths // 2, x)
+
+
+class Regularised(Body):
+    def forward(self, x):
+        return super().forward(x) + self.second.weight.abs().sum()
+
+
+def test_layers_whose_weights_are_read_elsewhere_stay_whole():
+    groups = trace(Regularised(), SHAPE)
+    assert groups.names == ()
+    assert "read outside of layers" in groups.whole["first"]
+    assert "read outside of layers" in groups.whole["second"]
+
+
+class Closed(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight) if x.sum() != 0 else x
+
+
+class Sharing(Body):
+    def __init__(self):
+        super().__init__()
+        self.second = nn.Conv2d(12, 12, 1)
+        self.closed = Closed(self.second.weight)
+        self.classifier = nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = self.second(F.relu(self.first(x)))
+        return self.classifier(self.closed(x).mean((2, 3)))
+
+
+def test_weights_of_closed_modules_stay_whole():
+    groups = trace(Sharing(), SHAPE, skip_untraceable=True)
+    assert groups.closed == ("closed",)
+    assert groups.names == ()
+
+
+class Shaped(Body):
+    def forward(self, x):
+        return (
+            self.second(F.relu(self.first(x))).view(-1, 2, 5, 8, 8).permute(0, 1, 3, 4, 2)
+        )
+
+
+def test_an_output_may_divide_channels():
+    groups = trace(Shaped(), SHAPE)
+    assert groups.names == ("first",)
+    assert groups.whole == {"second": "the network's output"}
