@@ -3,12 +3,14 @@
 Axis letters: N nodes of one graph.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 
 from gnnrl_ray.graph import HierarchicalGraph, Motif
+from gnnrl_ray.regions import stride
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -62,7 +64,11 @@ def draw_graph(graph: HierarchicalGraph, title: str, path: Path) -> None:
         loc="outside lower center", ncols=len(kinds), fontsize=8, frameon=False,
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    # The same graph, the same file.
+    with plt.rc_context({"svg.hashsalt": "gnnrl-ray"}):
+        figure.savefig(
+            path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None
+        )
     plt.close(figure)
 
 
@@ -76,13 +82,21 @@ def motif_names(graph: HierarchicalGraph) -> list[list[str]]:
 
 
 def _chain(graph: HierarchicalGraph) -> tuple[list[int], list[tuple[str, int, int]]]:
-    """Return the motif of each instance in network order, and stages (name, from, to)."""
+    """Return the motif of each instance in network order, and stages (name, from, to).
+
+    Single edges that join states inside a block are left out.
+    """
     motif_of = [i for i, motif in enumerate(graph.levels[0]) for _ in motif.children]
+    joins = {i for i, motif in enumerate(graph.levels[0]) if motif.label == "concat"}
+
+    def drawn(instances: Iterable[int]) -> list[int]:
+        return [motif_of[i] for i in instances if motif_of[i] not in joins]
+
     top = graph.levels[-1][0].children[0]
     if len(graph.levels) == 1:
         return [0], []
     if len(graph.levels) == 2:
-        return [motif_of[child] for child in top], []
+        return drawn(top), []
     letters = motif_names(graph)[1]
     sequences = [
         (letter, row)
@@ -93,8 +107,9 @@ def _chain(graph: HierarchicalGraph) -> tuple[list[int], list[tuple[str, int, in
     stages = []
     for child in top:
         letter, row = sequences[child]
-        stages.append((letter, len(chain), len(chain) + len(row)))
-        chain += [motif_of[instance] for instance in row]
+        start = len(chain)
+        chain += drawn(row)
+        stages.append((letter, start, len(chain)))
     return chain, stages
 
 
@@ -137,10 +152,13 @@ def _draw_motif(axis: Axes, motif: Motif, graph: HierarchicalGraph) -> None:
                 "connectionstyle": f"arc3,rad={-0.7 / length if bent else 0}",
             },
         )  # fmt: skip
-        side, stride = round(operation.kernel**0.5), round(graph.stride(graph.edges[row]))
+        side = round(operation.kernel**0.5)
+        shrinks = round(stride(graph.groups, graph.edges[row]))
         words = [f"{side}x{side}"] if operation.kind == "conv" else []
         words += ["dw"] if operation.depthwise else []
-        words += [f"/{stride}"] if stride > 1 and operation.kind in ("conv", "pool") else []
+        words += (
+            [f"/{shrinks}"] if shrinks > 1 and operation.kind in ("conv", "pool") else []
+        )
         middle = (places[start] + places[end]) / 2
         axis.text(*middle, " ".join(words), fontsize=6, ha="center", va="bottom")
     axis.plot(*places.T, "o", color="white", mec="0.3", ms=6, zorder=3)

@@ -133,14 +133,20 @@ REPEATED = {
         ),
     ],
     "vgg16": [("conv-norm-activation", 8), ("conv-norm-activation-pool", 5)],
-    "torchvision:googlenet": [(INCEPTION, 9), ("pool", 3)],
+    "torchvision:googlenet": [(INCEPTION, 9), ("pool", 2)],
     "torchvision:vgg16": [("conv-activation", 8), ("conv-activation-pool", 5)],
+    "torchvision:densenet121": [
+        ("concat", 597),
+        ("norm-activation-conv-norm-activation-conv", 58),
+        ("norm-activation", 4),
+        ("conv-pool", 3),
+    ],
 }
 
 
 @pytest.mark.parametrize("name", REPEATED)
 def test_motifs_are_the_blocks_of_the_literature(name):
-    graph = HierarchicalGraph(trace(build_network(name), (3, 64, 64)))
+    graph = HierarchicalGraph(trace(build_network(name), (3, 96, 96)))
     found = [(m.label, len(m.children)) for m in graph.motifs if len(m.children) > 1]
     assert [pair for pair in found if pair[0] != "linear-activation"] == REPEATED[name]
 
@@ -150,20 +156,20 @@ STAGES = {
     "resnet110": [1, 2, 1],
     "vgg16": [1, 3, 1],
     "shufflenet_v2": [1, 2, 1, 1],
-    "torchvision:googlenet": [1, 2, 1, 1],
+    "mobilenet_v2": [1, 2, 1, 1],
 }
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_networks_that_repeat_twice_over_have_three_levels(name):
-    graph = HierarchicalGraph(trace(build_network(name), (3, 64, 64)), levels=3)
+    graph = HierarchicalGraph(trace(build_network(name), (3, 96, 96)), levels=3)
     blocks, stages, (network,) = graph.levels
     assert [len(stage.children) for stage in stages] == STAGES[name]
     # Every instance of a level is an edge of the next, once.
     for below, above in ((blocks, stages), (stages, [network])):
         edges = np.concatenate([motif.children.ravel() for motif in above])
         assert sorted(edges) == list(range(sum(len(m.children) for m in below)))
-    # And along the network, each begins where the one before ends.
+    # And along the network, one begins where another ends.
     ends = {op.name: i for i, op in enumerate(graph.groups.operations)}
     places = [place for stage in stages for place in stage.places]
     walk = [places[child] for child in network.children[0]]

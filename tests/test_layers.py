@@ -11,7 +11,7 @@ PACKAGE = Path(gnnrl_ray.__file__).parent
 ORDER = [
     *("zoo", "data", "symbolic", "operations", "labels", "effects", "groups", "costs"),
     *("importance", "pruner"),
-    *("graph", "drawing", "mgnn"),
+    *("regions", "graph", "drawing", "mgnn"),
     *("training", "objective", "env", "ddpg", "baselines", "journal", "run"),
     *("agent", "search", "finetuning", "report", "cli", "__main__"),
 ]

@@ -75,6 +75,10 @@ class ShuffleNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            if isinstance(module, ShuffleUnit) and not module.widens:
+                # Else sixteen units add up, and the first steps learn nothing
+                # (https://arxiv.org/abs/1706.02677, section 5.1).
+                nn.init.zeros_(module.bn3.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``x`` [B, 3, H, W] to logits [B, K]."""

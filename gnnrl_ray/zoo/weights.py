@@ -39,7 +39,7 @@ def home() -> Path:
 
 def weights_path(name: str, dataset: str) -> Path:
     """Return where the weights of ``name`` for ``dataset`` are kept, there or not."""
-    plain = name.replace(":", "-")
+    plain = name.replace(":", "-").replace("/", "-")
     file = PUBLISHED.get((name, dataset), f"{plain}-{dataset}.safetensors")
     return home() / "weights" / file
 
