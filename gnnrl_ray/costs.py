@@ -30,6 +30,7 @@ class Costs:
         if round_to < 1:
             raise ValueError(f"--round-to {round_to} must be at least 1.")
         self.groups = groups
+        self.round_to = round_to
         self.steps = np.lcm(groups.steps, round_to)
         layers = groups.layers
         self._inputs = self._forms([None if op.depthwise else op.inputs for op in layers])
@@ -115,9 +116,10 @@ class Costs:
             )
         least = self.macs(self.floor(min_keep)) / self.macs(self.groups.widths)
         if not isinstance(budget, float) or not least <= budget < 1:
+            rounding = f" and --round-to {self.round_to}" if self.round_to > 1 else ""
             raise BudgetError(
-                f"--flops {budget} cannot be reached: with --min-keep {min_keep:g} it "
-                f"must be a number from {least:.4f} up to, but not, 1 (the dense network)."
+                f"--flops {budget} cannot be reached: with --min-keep {min_keep:g}"
+                f"{rounding} it must be a number from {least:.4f} up to, but not, 1 (the dense network)."
             )
         return budget
 

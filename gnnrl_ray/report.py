@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib import pyplot as plt
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import nn
@@ -17,9 +17,6 @@ from gnnrl_ray.graph import HierarchicalGraph
 from gnnrl_ray.groups import ChannelGroups, trace
 from gnnrl_ray.run import Run
 from gnnrl_ray.training import accuracy
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 
 def measure(network: nn.Module, data: Data) -> dict[str, float]:

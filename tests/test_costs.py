@@ -85,3 +85,33 @@ def test_the_smallest_budget_is_reachable(groups, costs):
     assert costs.check_budget(least, 0.2) == least
     widths = costs.fit(groups.widths, costs.floor(0.2), least)
     assert np.array_equal(widths, costs.floor(0.2))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("round_to", [4, 8, 12])
+def test_widths_are_rounded_to_multiples_or_stay_whole(groups, round_to, seed):
+    rounded, rng = Costs(groups, round_to), np.random.default_rng(seed)
+    floor = rounded.floor(0.1)
+    target = np.maximum(groups.widths * rng.random(len(groups.widths)), floor)
+    for widths in (floor, rounded.round(target), rounded.fit(target, floor, 0.5)):
+        assert ((widths % round_to == 0) | (widths == groups.widths)).all()
+        assert (widths >= floor).all()
+    assert rounded.macs(rounded.fit(target, floor, 0.5)) <= 0.5 * rounded.macs(
+        groups.widths
+    )
+    assert np.array_equal(rounded.round(groups.widths), groups.widths)
+
+
+def test_groups_with_a_step_are_fitted_in_steps():
+    groups = trace(build_network("shufflenet_v1"), (3, 32, 32))
+    costs = Costs(groups, round_to=2)
+    assert (costs.steps == 6).all()
+    widths = costs.fit(groups.widths, costs.floor(0.1), 0.58)
+    assert (widths % 6 == 0).all()
+    share = costs.macs(widths) / costs.macs(groups.widths)
+    assert 0.56 < share <= 0.58
+
+
+def test_round_to_is_at_least_one(groups):
+    with pytest.raises(ValueError, match="--round-to 0"):
+        Costs(groups, 0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import random_widths
 
-from gnnrl_ray import Objective, Outcome, accuracy, mask, prune
+from gnnrl_ray import Objective, Outcome, PruningEnv, accuracy, mask, prune
 from gnnrl_ray.costs import BudgetError
 from gnnrl_ray.objective import parse_finetune
 from gnnrl_ray.training import recalibrate
@@ -104,3 +104,28 @@ def test_finetune_steps():
 def test_other_finetunes_are_refused(text):
     with pytest.raises(ValueError, match="--finetune"):
         parse_finetune(text)
+
+
+def test_taylor_ranks_on_a_batch_of_training_images(network, groups, digits):
+    kept = {
+        importance: Objective(
+            network, groups, digits, budget=0.5, importance=importance
+        ).kept(groups.widths // 2)
+        for importance in ("taylor", "l2")
+    }
+    again = Objective(network, groups, digits, budget=0.5, importance="taylor")
+    assert all(map(np.array_equal, kept["taylor"], again.kept(groups.widths // 2)))
+    assert not all(map(np.array_equal, kept["taylor"], kept["l2"]))
+
+
+def test_round_to_reaches_the_environment(network, groups, digits, rng):
+    objective = Objective(network, groups, digits, budget=0.5, round_to=8, finetune="none")
+    env = PruningEnv({"objective": lambda: objective})
+    for _ in range(5):
+        env.reset()
+        done = False
+        while not done:
+            _, _, done, _, info = env.step(rng.random(len(groups.widths)))
+        widths = np.array(info["outcome"].widths)
+        assert ((widths % 8 == 0) | (widths == groups.widths)).all()
+        assert objective.satisfied(widths)
