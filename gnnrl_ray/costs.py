@@ -119,7 +119,8 @@ class Costs:
             rounding = f" and --round-to {self.round_to}" if self.round_to > 1 else ""
             raise BudgetError(
                 f"--flops {budget} cannot be reached: with --min-keep {min_keep:g}"
-                f"{rounding} it must be a number from {least:.4f} up to, but not, 1 (the dense network)."
+                f"{rounding} it must be a number from {least:.4f} up to, but not, 1 (the "
+                "dense network)."
             )
         return budget
 

@@ -103,6 +103,12 @@ def _pool(flow: Labels, node: fx.Node) -> None:
     flow.record("pool", labels, labels)
 
 
+def _adaptive_pool(flow: Labels, node: fx.Node) -> None:
+    labels = flow.stream(node.all_input_nodes[0], 1).labels
+    alone = flow.shape(node).numel() == len(labels)
+    flow.record("pool", labels, labels, everywhere=alone)
+
+
 def _reduce(flow: Labels, node: fx.Node) -> None:
     source = node.all_input_nodes[0]
     stream, given = flow.stream(source), flow.arguments("input", "dim", "keepdim")
@@ -113,7 +119,8 @@ def _reduce(flow: Labels, node: fx.Node) -> None:
         raise flow.error("a mean or a sum over channels")
     kept = given.get("keepdim", False)
     axis = stream.axis - (0 if kept else sum(a < stream.axis for a in over))
-    flow.record("pool", stream.labels, stream.labels, axis)
+    alone = flow.shape(node).numel() == len(stream.labels)
+    flow.record("pool", stream.labels, stream.labels, axis, everywhere=alone)
 
 
 def _conv(flow: Labels, node: fx.Node) -> None:
@@ -431,11 +438,15 @@ _TABLES: dict[Callable[[Labels, fx.Node], None], set] = {
         "abs", "clamp", "square", "neg",
     },
     _pool: {
-        nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
+        nn.MaxPool2d, nn.AvgPool2d,
         nn.LPPool2d, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d,
         nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d,
-        F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
+        F.max_pool2d, F.avg_pool2d,
         F.interpolate, torch.max_pool2d, torch._C._nn.avg_pool2d,
+    },
+    _adaptive_pool: {
+        nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, F.adaptive_avg_pool2d,
+        F.adaptive_max_pool2d,
     },
     _reduce: {torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax",
                "amin"},

@@ -53,8 +53,7 @@ def _span(groups: ChannelGroups, start: int, inside: tuple[int, ...]) -> Span:
         (
             op.kind,
             op.kernel,
-            # What is averaged to one pixel is so at any resolution.
-            stride(groups, i) if op.kind != "pool" or op.size > 1 else 0,
+            0 if op.everywhere else stride(groups, i),
             op.depthwise,
             op.groups > 1,
             op.bias,
@@ -153,18 +152,21 @@ def _joined(spans: Sequence[Span]) -> Span:
 def _join(spans: list[Span]) -> list[Span]:
     """Join neighbours that often are: the most frequent pair first, while any repeats.
 
-    What has branches, or occurs next to itself, is a unit already: it is what repeats.
+    What has branches, or occurs next to itself, is a unit already: it is what repeats. Of
+    equally frequent pairs, the one with the longer ends is joined: a row ends a sequence.
     """
     while True:
         twice = {a.signature for a, b in pairwise(spans) if a.signature == b.signature}
         counts: Counter[tuple[Hashable, Hashable]] = Counter()
+        lengths: Counter[tuple[Hashable, Hashable]] = Counter()
         for first, second in pairwise(spans):
-            if not (first.branching or second.branching):
-                counts[first.signature, second.signature] += 1
-        counts = Counter({p: n for p, n in counts.items() if not twice & set(p) and n > 1})
-        if not counts:
+            pair = (first.signature, second.signature)
+            if not (first.branching or second.branching or twice & set(pair)):
+                counts[pair] += 1
+                lengths[pair] += len(second.inside)
+        pair = max(counts, key=lambda p: (counts[p], lengths[p]), default=None)
+        if pair is None or counts[pair] == 1:
             return spans
-        ((pair, _),) = counts.most_common(1)
         joined: list[Span] = []
         for span in spans:
             if joined and (joined[-1].signature, span.signature) == pair:
@@ -174,22 +176,29 @@ def _join(spans: list[Span]) -> list[Span]:
 
 
 def find_stages(blocks: list[Span]) -> list[Span]:
-    """Join blocks to stages, if a sequence of several occurs more than once; else []."""
-    rows = [_joined(list(same)) for _, same in groupby(blocks, key=lambda b: b.signature)]
-    joined = _join([replace(row, branching=False) for row in rows])
-    counts = Counter(span.signature for span in joined)
-    lone = {(row.start, row.stop) for row in rows}
+    """Join blocks to stages, if a sequence of several occurs more than once; else [].
 
-    def repeats(span: Span) -> bool:
-        return counts[span.signature] > 1 and (span.start, span.stop) not in lone
-
-    if not any(map(repeats, joined)):
+    However often a block is repeated in a row, the sequence is the same; two stages are
+    instances of one graph only if it is as often.
+    """
+    rows = [
+        replace(_joined(list(same)), signature=block, branching=False)
+        for block, same in groupby(blocks, key=lambda b: b.signature)
+    ]
+    joined = _join(rows)
+    lone = {row.start for row in rows if row in joined}
+    counts = Counter(span.signature for span in joined if span.start not in lone)
+    if max(counts.values(), default=0) < 2:
         return []
     stages: list[Span] = []
-    for repeated, spans in groupby(joined, key=repeats):
+    for repeated, spans in groupby(joined, key=lambda s: counts[s.signature] > 1):
         row = list(spans)
         stages += row if repeated else [_joined(row)]
-    return stages
+    exact = [
+        tuple(b.signature for b in blocks if stage.start <= b.start < stage.stop)
+        for stage in stages
+    ]
+    return [replace(s, signature=e) for s, e in zip(stages, exact, strict=True)]
 
 
 def by_signature(spans: list[Span]) -> tuple[dict[Span, int], list[list[Span]]]:

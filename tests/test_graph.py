@@ -154,9 +154,13 @@ def test_motifs_are_the_blocks_of_the_literature(name):
 STAGES = {
     "resnet20": [1, 2, 1],  # the first differs: nothing is halved
     "resnet110": [1, 2, 1],
-    "vgg16": [1, 3, 1],
+    "vgg16": [2, 3, 1],  # two and three convolutions before a pool
     "shufflenet_v2": [1, 2, 1, 1],
-    "mobilenet_v2": [1, 2, 1, 1],
+    "mobilenet_v2": [1, 1, 2, 1, 1, 1],
+    "mobilenet_v1": [1, 3, 1, 1],
+    "shufflenet_v1": [1, 1, 1, 1],
+    "torchvision:googlenet": [1, 1, 1, 1],
+    "torchvision:resnet50": [1, 1, 1, 1, 1],
 }
 
 
@@ -177,7 +181,7 @@ def test_networks_that_repeat_twice_over_have_three_levels(name):
 
 
 def test_three_levels_are_two_where_nothing_repeats_twice_over():
-    groups = trace(build_network("shufflenet_v1"), (3, 32, 32))
+    groups = trace(build_network("torchvision:densenet121"), (3, 64, 64))
     assert len(HierarchicalGraph(groups, levels=3).levels) == 2
 
 
