@@ -175,18 +175,17 @@ def _reselect(
     taken = op.taken[flags[op.outputs]]
     index = np.where(taken == ZERO, ZERO, position[taken])
     with graph.graph.inserting_before(node):
-        if op.padded:
-            constant = _constant(graph, f"taken_{op.name}", torch.from_numpy(index))
-            selected = graph.graph.call_function(select_channels, (source, constant))
-        elif (np.diff(index) == 1).all():
-            selected = graph.graph.call_function(
-                torch.narrow, (source, op.axis, int(index[0]), len(index))
-            )
+        if not op.padded and (np.diff(index) == 1).all():
+            arguments = (source, op.axis, int(index[0]), len(index))
+            selected = graph.graph.call_method("narrow", arguments)
         else:
             constant = _constant(graph, f"taken_{op.name}", torch.from_numpy(index))
-            selected = graph.graph.call_function(
-                torch.index_select, (source, op.axis, constant)
-            )
+            if op.padded:
+                arguments = (source, constant)
+                selected = graph.graph.call_function(select_channels, arguments)
+            else:
+                arguments = (source, op.axis, constant)
+                selected = graph.graph.call_method("index_select", arguments)
     node.replace_all_uses_with(selected)
     graph.graph.erase_node(node)
     selected.name = op.name
