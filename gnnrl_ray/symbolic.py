@@ -99,10 +99,11 @@ def untraceable(network: nn.Module) -> tuple[str, ...]:
 
 def _cannot_follow(module: str, error: Exception) -> TraceError:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _foreign(f.filename)]
-    at = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})"
-    return TraceError(
-        f"cannot follow {module or 'the network itself'}{at if frames else ''}: {error}"
-    )
+    where = module or "the network itself"
+    if frames:
+        last = frames[-1]
+        where += f" at {last.filename}:{last.lineno} ({last.line})"
+    return TraceError(f"cannot follow {where}: {error}")
 
 
 def _foreign(filename: str) -> bool:
@@ -131,7 +132,9 @@ class ShapeRun(fx.Interpreter):
         Raises:
             TraceError: the network does not take such images.
         """
-        weights = next(self.module.parameters())
+        weights = next(self.module.parameters(), None)
+        if weights is None:
+            raise TraceError("the network has no parameters.")
         image = torch.zeros(1, *input_shape, device=weights.device, dtype=weights.dtype)
         try:
             with evaluating(self.module), torch.no_grad():
@@ -161,9 +164,9 @@ def get_tensor(network: nn.Module, name: str) -> Tensor:
 
 
 def _without_storage(value: object) -> object:
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.to("meta")
-    return value
+    if not isinstance(value, Tensor):
+        return value
+    return value.to("meta") if value.is_floating_point() else value.cpu()
 
 
 def describe_node(node: fx.Node, reason: str) -> str:

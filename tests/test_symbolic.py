@@ -1,0 +1,107 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.ops import StochasticDepth
+
+from gnnrl_ray import prune, trace
+from gnnrl_ray.symbolic import ShapeRun, TraceError, get_tensor, symbolic, untraceable
+
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Nested(nn.Module):
+    """Two modules that cannot be traced, one of them only for what the other returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.inner = nn.Sequential(nn.ReLU(), Branches())
+
+    def forward(self, x):
+        return self.inner(self.conv(x))
+
+
+def test_the_innermost_module_is_closed():
+    network = nn.Sequential(Nested(), nn.Conv2d(4, 2, 1), Branches())
+    assert untraceable(network) == ("0.inner.1", "2")
+    graph = symbolic(network, untraceable(network))
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(graph(x), network(x))
+
+
+def test_a_network_that_is_one_branch_cannot_be_closed():
+    with pytest.raises(TraceError, match="cannot follow the network itself"):
+        untraceable(Branches())
+
+
+def test_modes_are_those_from_before():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout())
+    network.train()
+    network[1].eval()
+    graph = symbolic(network)
+    assert [m.training for m in network.modules()] == [True, True, False, True]
+    assert graph.training
+    assert not graph.get_submodule("1").training
+
+
+class Drops(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.depth = nn.Conv2d(3, 8, 1), StochasticDepth(0.5, "row")
+
+    def forward(self, x):
+        return self.depth(F.dropout(self.conv(x), 0.5, self.training))
+
+
+def test_randomness_follows_the_mode_of_the_removed_network():
+    torch.manual_seed(0)
+    network = nn.Sequential(Drops(), nn.Conv2d(8, 2, 1)).train()
+    removed = prune(network, trace(network, (3, 4, 4)), [5]).eval()
+    x = torch.randn(64, 3, 4, 4)
+    assert torch.equal(removed(x), removed(x))
+    assert not torch.equal(removed.train()(x), removed(x))  # stochastic depth is back
+
+
+def test_shapes_and_numbers_are_kept_without_storage():
+    class Sized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return x.view(x.size(0), -1)
+
+    graph = symbolic(Sized())
+    run = ShapeRun(graph, [n for n in graph.graph.nodes if n.op == "call_module"])
+    run.run_on((3, 6, 6))
+    values = {node.name: value for node, value in run.values.items()}
+    assert values["conv"].shape == (1, 4, 4, 4)
+    assert values["conv"].device.type == "meta"
+    assert values["size"] == 1
+    assert list(run.macs.values()) == [4 * 4 * 4 * 27]
+
+
+def test_networks_that_cannot_be_run_are_named():
+    with pytest.raises(TraceError, match="no parameters"):
+        trace(nn.ReLU(), (3, 4, 4))
+    with pytest.raises(TraceError, match=r"image of shape \(3, 2, 2\).*Kernel size"):
+        trace(nn.Sequential(nn.Conv2d(3, 4, 5)), (3, 2, 2))
+
+
+def test_tensors_by_name():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    assert get_tensor(network, "0.weight") is network[0].weight
+    assert get_tensor(network, "1.running_mean") is network[1].running_mean
+
+
+def test_graphs_stay_what_they_are():
+    graph = symbolic(nn.Sequential(nn.Conv2d(3, 4, 1)))
+    assert symbolic(graph) is graph
+    assert untraceable(copy.deepcopy(graph)) == ()
