@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import random_widths
 
-from gnnrl_ray import HierarchicalGraph
+from gnnrl_ray import HierarchicalGraph, trace
 from gnnrl_ray.graph import Motif
 from gnnrl_ray.mgnn import (
     Actor,
@@ -14,6 +14,7 @@ from gnnrl_ray.mgnn import (
     VectorEncoder,
     distinct,
 )
+from gnnrl_ray.zoo.resnet import ResNet
 
 
 def motif(edges, children):
@@ -22,8 +23,15 @@ def motif(edges, children):
 
 
 @pytest.fixture
-def graph(groups):
-    return HierarchicalGraph(groups)
+def groups():
+    return trace(ResNet(14), (3, 32, 32))  # its stages repeat, those of ResNet-8 do not
+
+
+@pytest.fixture(params=[2, 3])
+def graph(groups, request):
+    graph = HierarchicalGraph(groups, request.param)
+    assert len(graph.levels) == request.param
+    return graph
 
 
 @pytest.fixture
@@ -98,9 +106,10 @@ def test_each_distinct_state_is_embedded_once(graph, groups, encoder, rng, monke
     )
     dense = torch.tensor(graph.features(groups.widths))[None]
     encoder(dense.expand(64, -1, -1))
-    # ResNet-8: stem, one basic block, two down-sampling blocks of other sizes, pooling,
-    # classifier, and then the network, whatever the batch.
-    assert sum(embedded) == 7
+    # ResNet-14: stem, basic blocks of three sizes and down-sampling blocks of two, pooling,
+    # classifier; four stages, of which two are of one kind; and then the network, whatever
+    # the batch.
+    assert sum(embedded) == 8 + {2: 0, 3: 4}[len(graph.levels)] + 1
     embedded.clear()
     encoder(torch.cat([dense, batch_of(graph, groups, rng, 2), dense]))
     assert embedded[-1] == 3
