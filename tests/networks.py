@@ -106,6 +106,11 @@ TORCHVISION = (
     "squeezenet1_1", "googlenet", "densenet121", "mobilenet_v3_small", "efficientnet_b0",
     "regnet_x_400mf", "convnext_tiny",
 )  # fmt: skip
+# As for ImageNet, on images that are small enough for tests.
+LARGE = tuple(
+    f"{name}@224"
+    for name in ("mobilenet_v1", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2", "vgg16")
+)
 OWN = {"pyramid": Pyramid, "gated": Gated, "pixels": Pixels}
 EVERY = (*ZOO, *(f"torchvision:{name}" for name in TORCHVISION), *OWN)
 
@@ -120,6 +125,8 @@ def build(name):
         # The default initialisation of some takes seconds, and is thrown away.
         with _no_initialisation():
             network, size = torchvision.models.get_model(plain, weights=None), 64
+    elif name in LARGE:
+        network, size = build_network(name.removesuffix("@224"), 1000, 224), 64
     else:
         network, size = build_network(name), 32
     return shaken(network), (3, size, size)

@@ -9,7 +9,7 @@ import torch
 from conftest import random_widths
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import EVERY, build, shaken
+from networks import EVERY, LARGE, build, shaken
 from random_cnns import RandomCNN, recipes
 from test_costs import count_macs
 
@@ -18,7 +18,10 @@ from gnnrl_ray.importance import rank
 from gnnrl_ray.pruner import keep, remove
 
 
-@pytest.fixture(scope="module", params=EVERY)
+@pytest.fixture(
+    scope="module",
+    params=[*EVERY, *LARGE[:-1], pytest.param(LARGE[-1], marks=pytest.mark.slow)],
+)
 def subject(request):
     """The network in double precision, its input shape and its groups."""
     network, shape = build(request.param)
