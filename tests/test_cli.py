@@ -244,6 +244,8 @@ def test_ctrl_c_keeps_what_there_is(home):
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"COLUMNS": "200"},
+        # What a shell starts in the background ignores Ctrl-C, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     journal = Path(home / "run/journal.jsonl")
     deadline = time.monotonic() + 120
