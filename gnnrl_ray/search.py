@@ -1,12 +1,8 @@
 """A method, an objective and a number of episodes -> the best outcome."""
 
-import contextlib
 import json
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import torch
@@ -136,51 +132,9 @@ def search(
             run.write_best(groups, objective.kept(np.array(best[1].widths)), facts)
         if on_episode is not None:
             on_episode(len(run.journal), best[1])
-        if pressed.is_set():
-            raise KeyboardInterrupt
 
-    with _noting_interrupts() as pressed:
-        _run(objective, run, record, device)
-    best = run.journal.best()
-    if best is None:
-        raise BudgetError(
-            f"no episode met the budget in {max_steps} steps; raise --max-steps, or let "
-            "--on-timeout fit scale them down to it."
-        )
-    return best[1]
-
-
-@contextlib.contextmanager
-def _noting_interrupts() -> Iterator[threading.Event]:
-    """Note Ctrl-C, which is lost if it comes while Python runs a finaliser."""
-    pressed = threading.Event()
-
-    def note(_: int, frame: FrameType | None) -> None:
-        pressed.set()
-        raise KeyboardInterrupt
-
-    before = signal.getsignal(signal.SIGINT)
-    ours = before is signal.default_int_handler
-    ours = ours and threading.current_thread() is threading.main_thread()
-    if ours:
-        signal.signal(signal.SIGINT, note)
     try:
-        yield pressed
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, before)
-
-
-def _run(
-    objective: Objective,
-    run: Run,
-    record: Callable[[int, Outcome], None],
-    device: str | None,
-) -> None:
-    """Run the method's episodes; the winner so far is saved, however it ends."""
-    method = run.settings["method"]
-    try:
-        if run.settings["env_runners"] == 0 or method in RULES:
+        if env_runners == 0 or method in RULES:
             objective.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if method == "gnn-rl":
             # Ray takes seconds to import, and rules do without.
@@ -191,6 +145,13 @@ def _run(
             _apply_rule(objective, run, record)
     finally:
         _save_winner(run, objective)
+    best = run.journal.best()
+    if best is None:
+        raise BudgetError(
+            f"no episode met the budget in {max_steps} steps; raise --max-steps, or let "
+            "--on-timeout fit scale them down to it."
+        )
+    return best[1]
 
 
 def _apply_rule(objective: Objective, run: Run, record: Callable) -> None:

@@ -1,7 +1,4 @@
 import json
-import os
-import signal
-import time
 
 import numpy as np
 import pytest
@@ -51,22 +48,6 @@ def test_uniform_has_one_candidate(short, tmp_path):
     best = short("uniform", episodes=180)
     assert len(widths(tmp_path / "run")) == 1
     assert np.ptp(np.array(best.widths) / [16, 16, 32, 32, 64, 64]) < 1 / 16
-
-
-def test_an_interrupt_that_something_swallows_still_stops_the_search(short, tmp_path):
-    def on_episode(done, best):
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-        except KeyboardInterrupt:
-            pass  # as Python does in finalisers
-
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        short(on_episode=on_episode)
-    assert signal.getsignal(signal.SIGINT) is before
-    assert len(widths(tmp_path / "run")) == 1
-    assert (tmp_path / "run/pruned.safetensors").is_file()
 
 
 def test_seeds_decide(short, tmp_path):
