@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from gnnrl_ray import Costs, mask, prune, trace
-from tests.networks import EVERY, build
+from gnnrl_ray import mask, prune, trace
+from tests.networks import EVERY, build, count_macs, outputs
 
 REPEATS = 3
 
@@ -74,7 +74,8 @@ def attempt(run: Callable, network: nn.Module, x: Tensor) -> dict:
         verdict = "ok" if equal else "wrong"
     except Exception as error:
         return {"verdict": f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"}
-    share = count(removed, x) / count(network, x)
+    shape = x.shape[1:]
+    share = count_macs(removed, shape) / count_macs(network, shape)
     return {"verdict": verdict, "macs": round(share, 3), "seconds": round(min(seconds), 3)}
 
 
@@ -82,7 +83,6 @@ def ours(network: nn.Module, x: Tensor):
     """Trace, rank and remove."""
     groups = trace(network, x.shape[1:])
     widths = np.maximum(groups.widths // groups.steps // 2, 1) * groups.steps
-    Costs(groups).macs(widths)
     removed = prune(network, groups, widths)
     return removed, lambda: outputs(mask(network, groups, widths), x)
 
@@ -147,23 +147,6 @@ def _last_layers(network: nn.Module, x: Tensor) -> list[nn.Module]:
         for name, reason in trace(network, x.shape[1:]).whole.items()
         if reason == "the network's output"
     ]
-
-
-def outputs(network: nn.Module, x: Tensor) -> Tensor:
-    """All outputs as one vector."""
-    with torch.no_grad():
-        result = network(x)
-    parts = result.values() if isinstance(result, dict) else [result]
-    return torch.cat([part.flatten() for part in parts])
-
-
-def count(network: nn.Module, x: Tensor) -> int:
-    """Multiply-accumulates of one image."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(x[:1])
-    return counter.get_total_flops() // 2
 
 
 def _table(rows: list[dict], tools: dict) -> Table:

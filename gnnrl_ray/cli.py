@@ -137,6 +137,12 @@ def _progress(title: str, total: int, every: int) -> Iterator[Callable[[int, str
         yield advance
 
 
+def _check_name(name: str) -> None:
+    """A wrong name of the zoo should not wait for a download of data."""
+    if ":" not in name:
+        build_network(name)
+
+
 def _build(name: str, data: Data) -> nn.Module:
     return build_network(name, data.classes, data.input_shape[-1])
 
@@ -284,8 +290,7 @@ def search_command(
         folder, run = resume, Run.open(resume)
         settings = run.settings
         dataset, validation = run.about["dataset"], run.about["validation"]
-    if ":" not in settings["name"]:
-        build_network(settings["name"])  # a wrong name should not wait for a download
+    _check_name(settings["name"])
     data = load_data(dataset, settings["data_dir"], validation)
     # Before anything takes long.
     how = {key: settings[key] for key in ("keep", "skip_untraceable") if key in settings}
@@ -389,8 +394,7 @@ def evaluate_command(
         data, base = _of_run(run, data_dir)
     else:
         assert network is not None
-        if ":" not in network:
-            build_network(network)
+        _check_name(network)
         data = load_data(dataset, data_dir, validation)
         base = _base_network(network, data, weights)
     _show_measures(run, base, data, as_json)
@@ -433,8 +437,7 @@ def train_command(
     as_json: JsonOption = False,
 ) -> None:
     """Train a dense network where no weights are to be had; `search` finds them."""
-    if ":" not in network:
-        build_network(network)
+    _check_name(network)
     path = weights_path(network, dataset)
     if path.exists() and not overwrite:
         raise ValueError(f"{path} is there already; replace it with --overwrite.")

@@ -142,12 +142,12 @@ def _conv(flow: Labels, node: fx.Node) -> None:
         flow.lay(names["weight"], inputs if transposed else outputs)
     else:
         outputs = _filters(flow, names["weight"], inputs, groups, transposed)
-    if names["bias"]:
+    if "bias" in names:
         flow.lay(names["bias"], outputs)
     shape = flow.shape(node.all_input_nodes[0] if transposed else node)
     flow.record(
         "conv", inputs, outputs, weight=flow.name_of(names["weight"]), groups=groups,
-        bias=bool(names["bias"]), kernel=math.prod(weight.shape[2:]),
+        bias="bias" in names, kernel=math.prod(weight.shape[2:]),
         uses=math.prod(shape[2:]), depthwise=depthwise,
     )  # fmt: skip
 
@@ -173,11 +173,11 @@ def _linear(flow: Labels, node: fx.Node) -> None:
     source = node.all_input_nodes[0]
     inputs, names = flow.stream(source, -1).labels, flow.tensor_names()
     outputs = _filters(flow, names["weight"], inputs)
-    if names["bias"]:
+    if "bias" in names:
         flow.lay(names["bias"], outputs)
     flow.record(
         "linear", inputs, outputs, len(flow.shape(node)) - 1,
-        weight=flow.name_of(names["weight"]), bias=bool(names["bias"]),
+        weight=flow.name_of(names["weight"]), bias="bias" in names,
         uses=flow.shape(source).numel() // len(inputs),
     )  # fmt: skip
 
@@ -185,9 +185,9 @@ def _linear(flow: Labels, node: fx.Node) -> None:
 def _norm(flow: Labels, node: fx.Node) -> None:
     labels = flow.stream(node.all_input_nodes[0], 1).labels
     names = flow.tensor_names()
-    for name in filter(None, names.values()):
+    for name in names.values():
         flow.lay(name, labels)
-    flow.record("norm", labels, labels, bias=bool(names["bias"]))
+    flow.record("norm", labels, labels, bias="bias" in names)
 
 
 def _group_norm(flow: Labels, node: fx.Node) -> None:

@@ -73,8 +73,10 @@ class HierarchicalGraph:
         self._layers = np.array([column.get(id(operations[i]), -1) for i in self.edges])
         self._row_of = {pair: row for row, pair in enumerate(pairs)}
         everything = Span(-1, tuple(range(len(operations))), "network")
-        self.levels: tuple[tuple[Motif, ...], ...] = ((self._motif([everything]),),)
-        if levels > 1:
+        self.levels: tuple[tuple[Motif, ...], ...]
+        if levels == 1:
+            self.levels = ((self._motif([everything]),),)
+        else:
             blocks = find_blocks(groups)
             pieces = open_blocks(groups, blocks)
             instances, motifs = by_signature(pieces)

@@ -184,16 +184,16 @@ class Labels:
             for key, value in given.items()
         }
 
-    def tensor_names(self) -> dict[str, str | None]:
-        """Return the names of ``weight`` and ``bias`` of the current node."""
+    def tensor_names(self) -> dict[str, str]:
+        """Return the names of the weight, bias and statistics that the node has."""
         if self.node.op == "call_module":
             module = self.graph.get_submodule(str(self.node.target))
             return {
-                key: f"{self.node.target}.{key}" if tensor is not None else None
+                key: f"{self.node.target}.{key}"
                 for key in ("weight", "bias", "running_mean", "running_var")
-                if (tensor := getattr(module, key, None)) is not None or key == "bias"
+                if getattr(module, key, None) is not None
             }
-        names: dict[str, str | None] = {"bias": None}
+        names: dict[str, str] = {}
         given = dict(zip(("weight", "bias"), self.node.args[1:], strict=False))
         for key, node in (given | dict(self.node.kwargs)).items():
             if key in ("weight", "bias") and isinstance(node, fx.Node):

@@ -36,13 +36,9 @@ def _segments(groups: ChannelGroups) -> Iterator[Span]:
     for i in range(len(operations)):
         # Either nothing older is read later on, or there is no later.
         if reach <= i or i == len(operations) - 1:
-            yield _segment(groups, start, i)
+            yield _span(groups, start, tuple(range(start + 1, i + 1)))
             start = i
         reach = max(reach, last_use.get(i, len(operations)))
-
-
-def _segment(groups: ChannelGroups, start: int, stop: int) -> Span:
-    return _span(groups, start, tuple(range(start + 1, stop + 1)))
 
 
 def _span(groups: ChannelGroups, start: int, inside: tuple[int, ...]) -> Span:
@@ -100,20 +96,21 @@ def open_blocks(groups: ChannelGroups, blocks: list[Span]) -> list[Span]:
     in it becomes a piece for each edge.
     """
     counts = Counter(block.signature for block in blocks)
+    readers = Counter(p for op in groups.operations for p in op.parents)
     pieces: list[Span] = []
     for block in blocks:
-        chains = _chains(groups, block)
+        chains: list[Span] = []
+        if block.branching and counts[block.signature] == 1:
+            chains = _chains(groups, block, readers)
         repeated = Counter(c.signature for c in chains if c.weighted)
-        once = counts[block.signature] == 1
-        opens = block.branching and once and max(repeated.values(), default=0) > 1
+        opens = max(repeated.values(), default=0) > 1
         pieces += chains if opens else [block]
     return pieces
 
 
-def _chains(groups: ChannelGroups, block: Span) -> list[Span]:
+def _chains(groups: ChannelGroups, block: Span, readers: Counter[int]) -> list[Span]:
     """Divide a block into its longest chains and, where several states meet, edges."""
     operations = groups.operations
-    readers = Counter(p for op in operations for p in op.parents)
     chains: list[list[int]] = []  # an entry, and operations
     ends: dict[int, list[int]] = {}
     for i in block.inside:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gnnrl_ray.zoo import build_network
 
@@ -154,3 +155,19 @@ def shaken(network):
         elif name.endswith("running_var"):
             buffer.uniform_(0.5, 2)
     return network.eval()
+
+
+def outputs(network, x):
+    """All outputs as one vector."""
+    with torch.no_grad():
+        result = network(x)
+    parts = result.values() if isinstance(result, dict) else [result]
+    return torch.cat([part.flatten() for part in parts])
+
+
+def count_macs(network, shape=(3, 32, 32)):
+    """Multiply-accumulates of one image, counted by torch while the network runs."""
+    x = torch.zeros(1, *shape, dtype=next(network.parameters()).dtype)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(x)
+    return counter.get_total_flops() // 2

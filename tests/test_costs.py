@@ -1,19 +1,11 @@
 import numpy as np
 import pytest
-import torch
 from conftest import random_widths
-from torch.utils.flop_counter import FlopCounterMode
+from networks import count_macs
 
 from gnnrl_ray import Costs, prune, trace
 from gnnrl_ray.costs import BudgetError
 from gnnrl_ray.zoo import build_network
-
-
-def count_macs(network, shape=(3, 32, 32)):
-    x = torch.zeros(1, *shape, dtype=next(network.parameters()).dtype)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.eval()(x)
-    return counter.get_total_flops() // 2
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import random_widths
-from test_costs import count_macs
+from networks import count_macs
 from torch import nn
 
 from gnnrl_ray import Costs, HierarchicalGraph, mask, prune

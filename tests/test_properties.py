@@ -9,9 +9,8 @@ import torch
 from conftest import random_widths
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import EVERY, LARGE, build, shaken
+from networks import EVERY, LARGE, build, count_macs, outputs, shaken
 from random_cnns import RandomCNN, recipes
-from test_costs import count_macs
 
 from gnnrl_ray import Costs, HierarchicalGraph, mask, prune, trace
 from gnnrl_ray.importance import rank
@@ -27,14 +26,6 @@ def subject(request):
     network, shape = build(request.param)
     network = network.double()
     return network, shape, trace(network, shape)
-
-
-def outputs(network, x):
-    """All outputs as one vector."""
-    with torch.no_grad():
-        result = network(x)
-    parts = result.values() if isinstance(result, dict) else [result]
-    return torch.cat([part.flatten() for part in parts])
 
 
 def close(first, second):
