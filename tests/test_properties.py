@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_widths
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from networks import EVERY, LARGE, build, count_macs, outputs, shaken
 from random_cnns import RandomCNN, recipes
@@ -59,6 +59,19 @@ def check_trains(removed, x):
     removed.eval()
 
 
+def find_origin(again, groups, kept):
+    """int [channels of ``again``]: which of ``groups``' channels each of them was."""
+    flags = np.zeros(groups.offsets[-1] + 1, bool)
+    flags[np.concatenate(list(map(np.add, kept, groups.offsets)))] = flags[-1] = True
+    origin = np.full(again.offsets[-1] + 1, -1)
+    before = {op.name: op.outputs[flags[op.outputs]] for op in groups.operations}
+    for op in again.operations:
+        origin[op.outputs] = before[op.name]
+    for op in again.operations:
+        assert np.array_equal(origin[op.outputs], before[op.name])
+    return origin[:-1]
+
+
 def check_nesting(network, shape, groups, rng, x):
     """Removing in two steps is removing at once."""
     ranking, steps = rank(network, groups), groups.steps
@@ -66,17 +79,20 @@ def check_nesting(network, shape, groups, rng, x):
     most = groups.widths // steps
     wide = np.minimum(rng.integers(2, most + 1, endpoint=True), most) * steps
     narrow = rng.integers(1, wide // steps, endpoint=True) * steps
-    kept = keep(ranking, wide)
-    step = remove(network, groups, kept)
+    outer, inner = keep(ranking, wide), keep(ranking, narrow)
+    step = remove(network, groups, outer)
     again = trace(step, shape)
-    assert again.names == groups.names
-    assert np.array_equal(again.widths, wide)
-    assert np.array_equal(again.steps, steps)
-    inner = [
-        np.searchsorted(outer, index)
-        for outer, index in zip(kept, keep(ranking, narrow), strict=True)
+    origin = np.split(find_origin(again, groups, outer), again.offsets[1:-1])
+    # Of two groups that one layer makes, the other may come first now.
+    order = [int(groups.group_of(channels[:1])[0]) for channels in origin]
+    assert sorted(order) == list(range(len(wide)))
+    assert np.array_equal(again.widths, wide[order])
+    assert np.array_equal(again.steps, steps[order])
+    chosen = [
+        np.flatnonzero(np.isin(channels - groups.offsets[g], inner[g]))
+        for g, channels in zip(order, origin, strict=True)
     ]
-    once, twice = remove(network, groups, keep(ranking, narrow)), remove(step, again, inner)
+    once, twice = remove(network, groups, inner), remove(step, again, chosen)
     assert close(outputs(twice, x), outputs(once, x))
 
 
@@ -154,8 +170,26 @@ def check_random(recipe, seed):
     return groups
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+# The same fifty each time; new ones come with the slow tests.
+@settings(
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
 @given(recipes, st.integers(0, 2**16))
+@example(
+    [
+        ("norm", 0, 0, 0),
+        ("gate", 0, 2, 0),
+        ("concat", 0, 0, 0),
+        ("shuffle", 0, 2, 0),
+        ("conv", 0, 0, 0),
+        ("scale", 0, 0, 0),
+        ("split", 2, 5, 0),
+    ],
+    15,
+)  # the stem's groups change their order when it is traced again
 def test_random_networks(recipe, seed):
     check_random(recipe, seed)
 
