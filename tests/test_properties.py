@@ -1,6 +1,7 @@
 """What must hold of every network, at random widths."""
 
 import copy
+import itertools
 import warnings
 
 import numpy as np
@@ -62,7 +63,9 @@ def check_trains(removed, x):
 def find_origin(again, groups, kept):
     """int [channels of ``again``]: which of ``groups``' channels each of them was."""
     flags = np.zeros(groups.offsets[-1] + 1, bool)
-    flags[np.concatenate(list(map(np.add, kept, groups.offsets)))] = flags[-1] = True
+    for offset, index in zip(groups.offsets, kept, strict=False):
+        flags[offset + index] = True
+    flags[-1] = True  # of channels that are in no group
     origin = np.full(again.offsets[-1] + 1, -1)
     before = {op.name: op.outputs[flags[op.outputs]] for op in groups.operations}
     for op in again.operations:
@@ -82,7 +85,8 @@ def check_nesting(network, shape, groups, rng, x):
     outer, inner = keep(ranking, wide), keep(ranking, narrow)
     step = remove(network, groups, outer)
     again = trace(step, shape)
-    origin = np.split(find_origin(again, groups, outer), again.offsets[1:-1])
+    found = find_origin(again, groups, outer)
+    origin = [found[a:b] for a, b in itertools.pairwise(again.offsets)]
     # Of two groups that one layer makes, the other may come first now.
     order = [int(groups.group_of(channels[:1])[0]) for channels in origin]
     assert sorted(order) == list(range(len(wide)))
