@@ -2,7 +2,9 @@
 
 import logging
 import shutil
+import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import ray
@@ -11,6 +13,7 @@ from tensorboardX import SummaryWriter
 
 from gnnrl_ray.ddpg import DDPG, DDPGConfig
 from gnnrl_ray.env import PruningEnv
+from gnnrl_ray.evaluation import Format
 from gnnrl_ray.objective import Objective, Outcome
 from gnnrl_ray.run import Run
 
@@ -30,17 +33,38 @@ class _Held:
     def __init__(self, objective: Objective, remote: bool, device: str) -> None:
         self._value = ray.put(objective) if remote else objective
         self._device = device if remote else None
+        self.form = objective.form
 
     def __call__(self) -> Objective:
         if isinstance(self._value, Objective):
             return self._value
-        return ray.get(self._value).to(self._device)
+        objective = ray.get(self._value).to(self._device)
+        objective.form = self.form
+        return objective
 
     def __deepcopy__(self, memo: dict) -> "_Held":
         return self
 
     def __getstate__(self) -> dict:
         return self.__dict__ if self._device else {}
+
+
+def _choose_remotely(objective: Objective, held: _Held, run: Run) -> None:
+    """Let one env runner's share of the hardware decide how all of them evaluate."""
+
+    def choose() -> tuple[Format, list[str]]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            form = held().choose(run.settings["precision"])
+        return form, [str(warning.message) for warning in caught]
+
+    if run.evaluation is None:
+        share = run.settings["gpus_per_env_runner"]
+        form, messages = ray.get(ray.remote(num_gpus=share)(choose).remote())
+        for message in messages:
+            warnings.warn(message, stacklevel=2)
+        run.evaluate_with(asdict(form))
+    held.form = objective.form = Format(**run.evaluation)
 
 
 def run_agent(
@@ -63,12 +87,15 @@ def run_agent(
         ray.init(include_dashboard=False, logging_level="error", log_to_driver=False)
     remote = settings["env_runners"] > 0
     device = "cuda" if settings["gpus_per_env_runner"] else "cpu"
+    held = _Held(objective, remote, device)
+    if remote:
+        _choose_remotely(objective, held, run)
     config = (
         DDPGConfig()
         .environment(
             PruningEnv,
             env_config={
-                "objective": _Held(objective, remote, device),
+                "objective": held,
                 "fit": settings["fit"],
                 "on_timeout": settings["on_timeout"],
                 "max_steps": settings["max_steps"],

@@ -27,6 +27,7 @@ from gnnrl_ray.costs import Costs
 from gnnrl_ray.data import DATASETS, VALIDATIONS, Data, load_data
 from gnnrl_ray.drawing import draw_graph
 from gnnrl_ray.env import TIMEOUTS
+from gnnrl_ray.evaluation import PRECISIONS
 from gnnrl_ray.finetuning import finetune
 from gnnrl_ray.graph import HierarchicalGraph
 from gnnrl_ray.groups import trace
@@ -242,6 +243,20 @@ def search_command(
     ] = "fit",
     max_steps: Annotated[int, typer.Option(min=1, help="Of one episode.")] = 8,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    precision: Annotated[
+        str,
+        _choice(
+            ("auto", *PRECISIONS),
+            "Of evaluation. auto: what is fastest here, if within 0.1 points of plain.",
+        ),
+    ] = "auto",
+    early_stop: Annotated[
+        bool,
+        typer.Option(
+            help="Stop scoring candidates that cannot be among the best three; their "
+            "accuracies are estimates then. Not for results that are to be published."
+        ),
+    ] = False,
     env_runners: Annotated[
         int, typer.Option(min=0, help="Ray actors; 0 runs all in this process.")
     ] = 0,
@@ -282,7 +297,8 @@ def search_command(
         "min_keep": min_keep, "round_to": round_to, "keep": keep,
         "skip_untraceable": skip_untraceable, "levels": levels, "fit": fit,
         "on_timeout": on_timeout,
-        "max_steps": max_steps, "seed": seed, "env_runners": env_runners,
+        "max_steps": max_steps, "seed": seed, "precision": precision,
+        "early_stop": early_stop, "env_runners": env_runners,
         "gpus_per_env_runner": gpus_per_env_runner, "device": device, "name": network,
         "weights": weights, "data_dir": data_dir,
     }  # fmt: skip

@@ -15,14 +15,17 @@ from torch import fx, nn
 
 from gnnrl_ray.costs import Costs
 from gnnrl_ray.data import Data
+from gnnrl_ray.evaluation import Evaluator, Format, choose
 from gnnrl_ray.groups import ChannelGroups
 from gnnrl_ray.importance import rank
 from gnnrl_ray.pruner import keep, remove
 from gnnrl_ray.symbolic import symbolic
-from gnnrl_ray.training import accuracy, recalibrate, steps_per_epoch, train
+from gnnrl_ray.training import recalibrate, steps_per_epoch, train
 
 _EPISODE_LR = 0.01
 _TAYLOR_BATCH = 256
+# With an early stop, candidates worse than so many others need not be scored to the end.
+_BEST_FEW = 3
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Outcome:
         accuracy: top-1 on the validation split, in [0, 1].
         reward: minus the error, in [-1, 0] (GNN-RL Eq. 8).
         seconds: that pruning, fine-tuning and evaluation took.
+        images: how many were scored, where an early stop spared the others; the accuracy
+            is an estimate then, and too low to be among the best.
     """
 
     widths: tuple[int, ...]
@@ -44,6 +49,7 @@ class Outcome:
     accuracy: float
     reward: float
     seconds: float
+    images: int | None = None
 
     def to_dict(self) -> dict:
         """Return the fields, ready for JSON."""
@@ -52,7 +58,10 @@ class Outcome:
     @classmethod
     def from_dict(cls, fields: dict) -> "Outcome":
         """Return the outcome whose fields are among ``fields``."""
-        known = {name: fields[name] for name in cls.__dataclass_fields__}
+        known = {
+            name: fields[name] for name in cls.__dataclass_fields__ if name != "images"
+        }
+        known["images"] = fields.get("images")  # not in older journals
         return cls(**known | {"widths": tuple(known["widths"])})
 
 
@@ -85,6 +94,10 @@ class Objective:
         round_to: widths are multiples of it, unless a group stays whole.
         importance: one of :data:`~gnnrl_ray.importance.IMPORTANCES`.
         seed: of fine-tuning, of random importance and of the batch for ``taylor``.
+        early_stop: stop scoring candidates that cannot be among the best few.
+
+    Attributes:
+        form: how candidates are evaluated; :meth:`choose` finds the fastest.
 
     Raises:
         BudgetError: the budget is out of reach.
@@ -102,7 +115,9 @@ class Objective:
         round_to: int = 1,
         importance: str = "l2",
         seed: int = 0,
+        early_stop: bool = False,
     ) -> None:
+        self.form = Format()
         self.costs = Costs(groups, round_to)
         self.groups = groups
         self.budget = self.costs.check_budget(budget, min_keep)
@@ -112,6 +127,7 @@ class Objective:
         self._data = data
         self._finetune = parse_finetune(str(finetune))
         self._seed = seed
+        self._early_stop = early_stop
         batch = None
         if importance == "taylor":
             generator = torch.Generator().manual_seed(seed)
@@ -121,15 +137,31 @@ class Objective:
 
     @cached_property
     def _graph(self) -> fx.GraphModule:
-        return symbolic(
-            self._network, self.groups.closed
-        )  # once, and shares the network's weights
+        # Once; it shares the network's weights.
+        return symbolic(self._network, self.groups.closed)
+
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(self._data.validation, self.form)
 
     def to(self, device: torch.device | str) -> "Objective":
         """Move network and data to ``device``; returns itself."""
         self._network.to(device, memory_format=torch.channels_last)
         self._data = self._data.to(device)
         return self
+
+    def choose(self, precision: str = "auto") -> Format:
+        """Set ``form`` to the fastest that is right here, and return it.
+
+        Args:
+            precision: see :func:`~gnnrl_ray.evaluation.choose`.
+        """
+        dense = self.groups.widths
+        typical = self.costs.fit(dense, self.floor, self.budget)
+        network = remove(self._graph, self.groups, self.kept(typical))
+        recalibrate(network, self._data.train, self._seed)
+        self.form = choose(network.eval(), self._data.validation, precision)
+        return self.form
 
     def learn(self, outcomes: Iterable[Outcome]) -> None:
         """Take over outcomes of an earlier run; they will not be evaluated again."""
@@ -161,13 +193,21 @@ class Objective:
         key = tuple(int(width) for width in widths)
         if key not in self._known:
             start = time.perf_counter()
-            score = accuracy(self.build(widths), self._data.validation)
+            score = self._evaluator(self.build(widths), self._worth())
+            complete = score.images == len(self._data.validation)
             self._known[key] = Outcome(
                 key,
                 int(self.costs.macs(widths)),
                 int(self.costs.params(widths)),
-                accuracy=score,
-                reward=score - 1,
+                accuracy=score.accuracy,
+                reward=score.accuracy - 1,
                 seconds=round(time.perf_counter() - start, 3),
+                images=None if complete else score.images,
             )
         return self._known[key]
+
+    def _worth(self) -> float:
+        """Return the accuracy below which a candidate is not among the best few."""
+        known = (o.accuracy for o in self._known.values() if o.images is None)
+        best = sorted(known, reverse=True)[:_BEST_FEW]
+        return best[-1] if self._early_stop and len(best) == _BEST_FEW else 0.0

@@ -1,8 +1,8 @@
 """The run directory: settings, journal, winner and weights of one search.
 
-``run.json`` settings, versions and hardware; ``journal.jsonl`` every outcome;
-``best.json`` the winner; ``pruned.safetensors`` its weights, ``finetuned.safetensors``
-after fine-tuning; ``checkpoint/`` the agent.
+``run.json`` settings, versions, hardware and how candidates are evaluated;
+``journal.jsonl`` every outcome; ``best.json`` the winner; ``pruned.safetensors`` its
+weights, ``finetuned.safetensors`` after fine-tuning; ``checkpoint/`` the agent.
 """
 
 import json
@@ -37,13 +37,17 @@ class Run:
         folder: where it is.
         settings: the keyword arguments of the search, as JSON holds them.
         about: the data: ``dataset``, ``classes``, ``validation``.
+        evaluation: how its candidates are evaluated, once that is known.
         journal: its outcomes.
     """
 
-    def __init__(self, folder: Path, settings: dict, about: dict) -> None:
+    def __init__(
+        self, folder: Path, settings: dict, about: dict, evaluation: dict | None = None
+    ) -> None:
         self.folder = folder
         self.settings = settings
         self.about = about
+        self.evaluation = evaluation
         self.journal = Journal(folder / "journal.jsonl")
 
     @classmethod
@@ -86,7 +90,7 @@ class Run:
         """
         facts = _read_json(folder / "run.json")
         try:
-            return cls(folder, facts["settings"], facts["data"])
+            return cls(folder, facts["settings"], facts["data"], facts.get("evaluation"))
         except KeyError as error:
             raise RunError(f"{folder}/run.json is of another kind: no {error}.") from None
 
@@ -105,6 +109,12 @@ class Run:
                     f"{now[key]!r}; start a new run with --out."
                 )
         self.settings = settings
+
+    def evaluate_with(self, evaluation: dict) -> None:
+        """Keep how candidates are evaluated, so that a resumed run goes on with it."""
+        self.evaluation = evaluation
+        facts = _read_json(self.folder / "run.json")
+        write_json(self.folder / "run.json", facts | {"evaluation": evaluation})
 
     def write_best(
         self, groups: ChannelGroups, kept: tuple[np.ndarray, ...], facts: dict

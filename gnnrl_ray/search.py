@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 from gnnrl_ray.baselines import rules
 from gnnrl_ray.costs import BudgetError
 from gnnrl_ray.data import Data
+from gnnrl_ray.evaluation import PRECISIONS, Format
 from gnnrl_ray.groups import trace
 from gnnrl_ray.objective import Objective, Outcome
 from gnnrl_ray.run import Run
@@ -39,6 +41,8 @@ def search(
     on_timeout: str = "fit",
     max_steps: int = 8,
     seed: int = 0,
+    precision: str = "auto",
+    early_stop: bool = False,
     env_runners: int = 0,
     gpus_per_env_runner: float = 0.0,
     device: str | None = None,
@@ -70,6 +74,9 @@ def search(
         on_timeout: ``fit`` or ``penalty``, after ``max_steps`` without the budget.
         max_steps: of one episode.
         seed: of everything random.
+        precision: how candidates are evaluated: ``plain``, ``float32``, ``bfloat16`` or,
+            with ``auto``, what proves to be fastest and right.
+        early_stop: stop scoring candidates that cannot be among the best few.
         env_runners: 0 runs all in this process; N starts N Ray actors.
         gpus_per_env_runner: share of a GPU for each actor.
         device: of network and data where no actors are asked for; default: a GPU if
@@ -94,11 +101,14 @@ def search(
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}.")
+    if precision not in (known := ("auto", *PRECISIONS)):
+        raise ValueError(f"--precision {precision!r} is not one of {', '.join(known)}.")
     settings = {
         "flops": flops, "episodes": episodes, "method": method, "finetune": finetune,
         "importance": importance, "min_keep": min_keep, "round_to": round_to,
         "keep": keep, "skip_untraceable": skip_untraceable, "levels": levels, "fit": fit,
         "on_timeout": on_timeout, "max_steps": max_steps, "seed": seed,
+        "precision": precision, "early_stop": early_stop,
         "env_runners": env_runners, "gpus_per_env_runner": gpus_per_env_runner,
         "device": device, "agent": agent or {}, "name": name,
         "weights": str(weights) if weights else None,
@@ -109,7 +119,7 @@ def search(
     groups = trace(network, data.input_shape, **how)
     objective = Objective(
         network, groups, data, budget=flops, finetune=finetune, min_keep=min_keep,
-        round_to=round_to, importance=importance, seed=seed,
+        round_to=round_to, importance=importance, seed=seed, early_stop=early_stop,
     )  # fmt: skip
     folder = Path(out or f"runs/{method}")
     about = {"dataset": data.name, "classes": data.classes, "validation": data.protocol}
@@ -136,6 +146,9 @@ def search(
     try:
         if env_runners == 0 or method in RULES:
             objective.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            if run.evaluation is None:
+                run.evaluate_with(asdict(objective.choose(precision)))
+            objective.form = Format(**run.evaluation)
         if method == "gnn-rl":
             # Ray takes seconds to import, and rules do without.
             from gnnrl_ray.agent import run_agent

@@ -12,7 +12,17 @@ ORDER = [
     *("zoo", "data", "symbolic", "operations", "labels", "effects", "groups", "costs"),
     *("importance", "pruner"),
     *("regions", "graph", "drawing", "mgnn"),
-    *("training", "objective", "env", "ddpg", "baselines", "journal", "run"),
+    *(
+        "training",
+        "fusion",
+        "evaluation",
+        "objective",
+        "env",
+        "ddpg",
+        "baselines",
+        "journal",
+        "run",
+    ),
     *("agent", "search", "finetuning", "report", "cli", "__main__"),
 ]
 RAY_STARTS = ORDER.index("ddpg")

@@ -1,0 +1,183 @@
+"""Top-1 accuracy of candidates, many times over, as fast as the machine allows.
+
+The plain path is :func:`~gnnrl_ray.training.accuracy`; what is here gives its result, to
+:data:`TOLERANCE`, sooner: fused operations, narrower numbers, and an early end for what is
+lost.
+
+Axis letters: N images, B batch.
+"""
+
+import math
+import time
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, fx
+
+from gnnrl_ray.data import Split
+from gnnrl_ray.fusion import fuse
+from gnnrl_ray.symbolic import TraceError
+from gnnrl_ray.training import accuracy
+
+TOLERANCE = 0.001
+PRECISIONS = ("plain", "float32", "bfloat16")
+
+# Shares of the images after which it is asked whether to go on, and the risk of all of
+# these questions together that a good candidate is given up.
+_LOOKS = (0.05, 0.1, 0.2, 0.4, 0.7)
+_RISK = 1e-3
+# Images are scored again, the least certain first, so many at a time, until no more than
+# so many of them change their class.
+_AGAIN, _CHANGES = 50, 3
+_BATCHES = (64, 125, 250)
+_TIMED_IMAGES = 250
+_SEED = 0  # of the order of the images: a part of the protocol
+
+
+@dataclass(frozen=True)
+class Format:
+    """How candidates are evaluated.
+
+    Attributes:
+        precision: ``plain``, the network as it is; or fused, in this number format.
+        batch: images at a time.
+    """
+
+    precision: str = "float32"
+    batch: int = 64
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy in [0, 1], and of how many images: fewer than all where it was lost."""
+
+    accuracy: float
+    images: int
+
+
+class Evaluator:
+    """Scores networks on one split.
+
+    Args:
+        split: images and labels, on the device of the networks.
+        form: how.
+    """
+
+    def __init__(self, split: Split, form: Format) -> None:
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(_SEED))
+        self._split = split.take(order)  # so that its beginnings are random samples
+        self._form = form
+        self._dtype = getattr(torch, form.precision, torch.float32)
+
+    @cached_property
+    def _images(self) -> Tensor:
+        """Normalised [N, C, H, W], channels-last, in the format of the network."""
+        ((images, _),) = self._split.batches(len(self._split))
+        return images.to(self._dtype)
+
+    def __call__(self, network: fx.GraphModule, worth: float = 0.0) -> Score:
+        """Score ``network``, a removed one in evaluation mode.
+
+        Args:
+            network: left as it is.
+            worth: give up once an accuracy this high is out of reach (Serfling's bound;
+                wrong about one network in a thousand).
+        """
+        total = len(self._split)
+        if self._form.precision == "plain":
+            return Score(accuracy(network, self._split), total)
+        fused = self._prepare(network, self._dtype)
+        looks = [int(share * total) for share in _LOOKS] if worth > 0 else []
+        score, parts = Score(0.0, 0), []
+        for end in (*looks, total):
+            parts.append(self._run(fused, self._images[score.images : end]))
+            logits = torch.cat(parts)
+            score = self._score(logits)
+            if end < total and not _is_lost(score, total, worth):
+                continue
+            if self._dtype != torch.float32:
+                self._look_again(network, logits)
+                score = self._score(logits)
+            if _is_lost(score, total, worth):
+                break
+        return score
+
+    def seconds(self, network: fx.GraphModule) -> float:
+        """Return how long one pass takes, the least of three."""
+        fused, times = self._prepare(network, self._dtype), []
+        for _ in range(3):
+            start = time.perf_counter()
+            self._run(fused, self._images)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    def _prepare(self, network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
+        return fuse(network, tuple(self._images.shape[1:]), dtype)
+
+    def _run(self, fused: fx.GraphModule, images: Tensor) -> Tensor:
+        """Return logits float32 [N, K]."""
+        with torch.inference_mode():
+            parts = [fused(batch).float() for batch in images.split(self._form.batch)]
+        return torch.cat(parts)
+
+    def _score(self, logits: Tensor) -> Score:
+        labels = self._split.labels[: len(logits)]
+        right = int((logits.argmax(1) == labels).sum())
+        return Score(right / len(logits), len(logits))
+
+    def _look_again(self, network: fx.GraphModule, logits: Tensor) -> None:
+        """Replace ``logits`` of narrow numbers where those of float32 may decide anew."""
+        first, second = logits.topk(2, 1)[0].unbind(1)
+        wide = self._prepare(network, torch.float32)
+        for index in (first - second).argsort().split(_AGAIN):
+            ((images, _),) = self._split.take(index).batches(len(index))
+            again = self._run(wide, images)
+            changes = (again.argmax(1) != logits[index].argmax(1)).sum()
+            logits[index] = again
+            if changes <= _CHANGES:
+                break
+
+
+def _is_lost(score: Score, total: int, worth: float) -> bool:
+    """Say whether ``score``, of the first of ``total`` images, rules out ``worth``.
+
+    The bound is Serfling's for samples without replacement (1974, Corollary 1.1).
+    """
+    unseen = 1 - (score.images - 1) / total
+    slack = unseen * math.log(len(_LOOKS) / _RISK) / (2 * score.images)
+    return score.accuracy + math.sqrt(slack) < worth
+
+
+def choose(network: fx.GraphModule, split: Split, precision: str = "auto") -> Format:
+    """Return the fastest format that is right, by trying them.
+
+    Warns of formats that are not, or that the network cannot be run in.
+
+    Args:
+        network: a typical candidate, in evaluation mode.
+        split: what candidates will be scored on.
+        precision: one of ``PRECISIONS`` instead of the fastest.
+    """
+    if precision == "plain":
+        return Format(precision)
+    sample = split.take(torch.arange(min(_TIMED_IMAGES, len(split))))
+    wanted = PRECISIONS[1:] if precision == "auto" else (precision,)
+    seconds = {}
+    for form in (Format(p, b) for p in wanted for b in _BATCHES):
+        try:
+            seconds[form] = Evaluator(sample, form).seconds(network)
+        except (RuntimeError, TraceError) as error:
+            warnings.warn(f"cannot evaluate in {form.precision}: {error}", stacklevel=2)
+    expected = accuracy(network, split)
+    for form in sorted(seconds, key=seconds.__getitem__):
+        found = Evaluator(split, form)(network).accuracy
+        if abs(found - expected) <= TOLERANCE:
+            return form
+        warnings.warn(
+            f"evaluation in {form.precision} gives {found:.2%} where {expected:.2%} is "
+            "right; trying another format.",
+            stacklevel=2,
+        )
+    return Format("plain")

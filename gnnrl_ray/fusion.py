@@ -1,0 +1,235 @@
+"""A network rewritten for inference on a CPU: fewer, larger operations, narrower numbers.
+
+A convolution, the normalisation behind it, an addition and an activation become one call
+of oneDNN (https://uxlfoundation.github.io/oneDNN/dev_guide_attributes_post_ops.html). What
+does not fit that pattern runs as it is, in the same number format.
+"""
+
+import copy
+import operator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from gnnrl_ray.symbolic import ShapeRun, get_tensor
+
+_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+# What oneDNN calls an activation, and with which numbers.
+_ACTIVATIONS: dict[object, tuple[str, list[float]]] = {
+    **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu", "relu_"), ("relu", [])),
+    **dict.fromkeys((nn.ReLU6, F.relu6), ("hardtanh", [0.0, 6.0])),
+    **dict.fromkeys((nn.SiLU, F.silu), ("swish", [])),
+    **dict.fromkeys((nn.Hardswish, F.hardswish), ("hardswish", [])),
+}
+_CALL = torch.ops.mkldnn._convolution_pointwise.default
+_CALL_ADDING = torch.ops.mkldnn._convolution_pointwise.binary
+_CALL_ADDING_TO = torch.ops.mkldnn._convolution_pointwise_.binary
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+@dataclass
+class _Chain:
+    """What one fused call stands for.
+
+    Attributes:
+        convolution: the first node.
+        tail: the last one.
+        norm: the normalisation behind the convolution.
+        other: what is added.
+        activation: how oneDNN calls it, and its numbers.
+    """
+
+    convolution: fx.Node
+    tail: fx.Node
+    norm: nn.BatchNorm2d | None = None
+    other: fx.Node | None = None
+    activation: tuple[str | None, list[float]] = (None, [])
+
+
+def fuse(
+    network: fx.GraphModule, input_shape: tuple[int, ...], dtype: torch.dtype
+) -> fx.GraphModule:
+    """Return ``network`` for inference in ``dtype``, with weights of its own.
+
+    Normalisation that is not fused, and linear layers that make the logits, stay in the
+    format they have: narrowing them costs accuracy and saves nothing.
+
+    Args:
+        network: on a CPU, in evaluation mode; left as it is.
+        input_shape: (C, H, W) of one image.
+        dtype: float32 or bfloat16.
+
+    Returns:
+        A function of channels-last images [B, C, H, W] of ``dtype``.
+    """
+    return _Fusion(network, input_shape, dtype).result()
+
+
+class _Fusion:
+    """Finds the chains of a network, and writes it anew with a call for each."""
+
+    def __init__(
+        self, network: fx.GraphModule, input_shape: tuple[int, ...], dtype: torch.dtype
+    ) -> None:
+        self._dtype = dtype
+        self._network = network
+        self._modules = dict(network.named_modules())
+        self._shapes = {
+            node.name: value.shape
+            for node, value in ShapeRun(network).run_on(input_shape).values.items()
+            if isinstance(value, Tensor)
+        }
+        self._nodes = self._without_identities()
+        self._chains: dict[fx.Node, _Chain] = {}  # by the last of their nodes
+        self._taken: set[fx.Node] = set()  # by one or the other of them
+        for node in self._nodes:
+            if _fits(self._module(node)):
+                chain = self._follow(node)
+                self._chains[chain.tail] = chain
+        # What is to be written.
+        self._graph = fx.Graph()
+        self._root: dict[str, object] = {}
+        self._written: dict[fx.Node, fx.Node] = {}
+
+    def result(self) -> fx.GraphModule:
+        """Copy all nodes, but those of a chain as one."""
+        for node in self._nodes:
+            if node in self._chains:
+                self._written[node] = self._call(self._chains[node])
+            elif node not in self._taken:
+                self._written[node] = self._copy(node)
+        return fx.GraphModule(self._root, self._graph)
+
+    def _without_identities(self) -> list[fx.Node]:
+        """Return the nodes of a copy of the graph that lacks what does nothing."""
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self._network.graph, {}))
+        for node in graph.nodes:
+            if isinstance(self._module(node), nn.Identity | nn.Dropout):
+                node.replace_all_uses_with(node.all_input_nodes[0])
+                graph.erase_node(node)
+        return list(graph.nodes)
+
+    def _module(self, node: fx.Node | None) -> nn.Module | None:
+        if node is None or node.op != "call_module":
+            return None
+        return self._modules[str(node.target)]
+
+    def _follow(self, convolution: fx.Node) -> _Chain:
+        """Find how much of what follows can be computed with ``convolution``."""
+        chain = _Chain(convolution, convolution)
+        user = self._only_user(chain)
+        norm = self._module(user)
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+            chain.norm, chain.tail = norm, user
+            user = self._only_user(chain)
+        # In groups, oneDNN adds only if the image happens to be laid out channels-last.
+        single = self._module(convolution).groups == 1
+        if user is not None and single and self._adds(user):
+            first, second = user.args
+            chain.other = second if first is chain.tail else first
+            chain.tail = user
+            user = self._only_user(chain)
+        if user is not None:
+            module = self._module(user)
+            kind = user.target if module is None else type(module)
+            if kind in _ACTIVATIONS:
+                chain.activation, chain.tail = _ACTIVATIONS[kind], user
+                self._taken.add(user)
+        return chain
+
+    def _only_user(self, chain: _Chain) -> fx.Node | None:
+        """Take the last node of ``chain``; return what alone reads it, if that is free."""
+        self._taken.add(chain.tail)
+        users = set(chain.tail.users)
+        return users.pop() if len(users) == 1 and not users & self._taken else None
+
+    def _adds(self, node: fx.Node) -> bool:
+        """Say whether ``node`` adds two tensors of one shape."""
+        if node.op == "call_module" or node.target not in _ADDITIONS or node.kwargs:
+            return False
+        if not all(isinstance(term, fx.Node) for term in node.args):
+            return False
+        shapes = {self._shapes.get(term.name) for term in node.args}
+        return len(set(node.args)) == 2 and len(shapes) == 1 and None not in shapes
+
+    def _call(self, chain: _Chain) -> fx.Node:
+        """Write the call that stands for ``chain``."""
+        module, name = self._module(chain.convolution), chain.convolution.name
+        assert isinstance(module, nn.Conv2d)
+        weight, bias = module.weight, module.bias
+        if chain.norm is not None:
+            weight, bias = _folded(module, chain.norm)
+        weight = weight.detach().to(self._dtype, memory_format=torch.channels_last)
+        constants = [self._constant(f"{name}_weight", weight), None]
+        if bias is not None:
+            constants[1] = self._constant(f"{name}_bias", bias.detach().to(self._dtype))
+        geometry = (module.padding, module.stride, module.dilation, module.groups)
+        source = self._written[chain.convolution.all_input_nodes[0]]
+        activation, numbers = chain.activation
+        if chain.other is None:
+            target, given = _CALL, (source, *constants, *geometry)
+            given += (activation or "none", numbers, "")
+        else:
+            other = self._written[chain.other]
+            added = (*constants, *geometry, "add", 1.0, activation, numbers, "")
+            if self._is_spent(chain.other):
+                target, given = _CALL_ADDING_TO, (other, source, *added)
+            else:
+                target, given = _CALL_ADDING, (source, other, *added)
+        return self._graph.call_function(target, given)
+
+    def _is_spent(self, node: fx.Node) -> bool:
+        """Say whether what is written now reads ``node`` last, and may write over it."""
+        written = self._written[node]
+        calls = (written, *written.users)
+        fresh = all(call.target in (_CALL, _CALL_ADDING, _CALL_ADDING_TO) for call in calls)
+        return fresh and len(written.users) == len(node.users) - 1
+
+    def _constant(self, name: str, value: Tensor) -> fx.Node:
+        self._root[name] = value
+        return self._graph.get_attr(name)
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        """Write ``node`` as it is, with narrow weights unless it makes the logits."""
+        target, module = str(node.target), self._module(node)
+        copied = self._graph.node_copy(node, self._written.__getitem__)
+        if (node.op, node.target) == ("call_method", "view"):
+            copied.target = "reshape"  # the memory is laid out in another way here
+        if node.op == "get_attr":
+            tensor = get_tensor(self._network, target)
+            floating = tensor.is_floating_point()
+            self._root[target] = tensor.detach().to(self._dtype) if floating else tensor
+        elif isinstance(module, nn.Linear) and all(u.op == "output" for u in node.users):
+            self._root[target] = module
+            with self._graph.inserting_before(copied):
+                wide = self._graph.call_method("float", copied.args)
+            copied.args = (wide,)
+        elif module is not None:
+            self._root[target] = copy.deepcopy(module)
+            for part in self._root[target].modules():
+                if not isinstance(part, _NORMS):
+                    for tensor in (*part.parameters(False), *part.buffers(False)):
+                        if tensor.is_floating_point():
+                            tensor.data = tensor.data.to(self._dtype)
+        return copied
+
+
+def _fits(module: nn.Module | None) -> bool:
+    """Say whether oneDNN has all of ``module``."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
+
+
+def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a convolution that does what both did."""
+    return fuse_conv_bn_weights(
+        convolution.weight, convolution.bias, norm.running_mean, norm.running_var,
+        norm.eps, norm.weight, norm.bias,
+    )  # fmt: skip

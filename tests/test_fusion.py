@@ -1,0 +1,133 @@
+"""A fused network returns what the network returns."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import random_widths
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from networks import EVERY, build, outputs, shaken
+from random_cnns import RandomCNN, recipes
+from torch import fx, nn
+
+from gnnrl_ray import prune, trace
+from gnnrl_ray.fusion import fuse
+
+
+def calls(fused):
+    """How often each operation of oneDNN is called."""
+    names = [str(n.target) for n in fused.graph.nodes if n.op == "call_function"]
+    return {name: names.count(name) for name in set(names) if "mkldnn" in name}
+
+
+def images(shape, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(3, *shape, generator=generator)
+    return x.to(dtype, memory_format=torch.channels_last)
+
+
+def check(network, shape):
+    expected = outputs(network, images(shape))
+    scale = expected.abs().max()
+    with torch.inference_mode():
+        wide = outputs(fuse(network, shape, torch.float32), images(shape))
+        narrow = fuse(network, shape, torch.bfloat16)
+        narrow = outputs(narrow, images(shape, torch.bfloat16))
+    assert torch.allclose(wide / scale, expected / scale, atol=1e-4)
+    return narrow.float() / scale, expected / scale
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_network(name, rng):
+    network, shape = build(name)
+    groups = trace(network, shape)
+    removed = prune(network, groups, random_widths(groups, rng))
+    before = {key: value.clone() for key, value in removed.state_dict().items()}
+    narrow, _ = check(removed, shape)
+    assert torch.isfinite(narrow).all()
+    for key, value in removed.state_dict().items():
+        assert torch.equal(value, before[key])
+        assert value.dtype == before[key].dtype
+
+
+def test_narrow_numbers_are_nearly_right(network, groups, rng):
+    removed = prune(network, groups, random_widths(groups, rng))
+    narrow, expected = check(removed, (3, 32, 32))
+    assert torch.allclose(narrow, expected, atol=0.05)
+    assert not torch.equal(narrow, expected)
+
+
+def test_a_resnet_becomes_nothing_but_calls(network, groups):
+    removed = prune(network, groups, groups.widths // 2)
+    fused = fuse(removed, (3, 32, 32), torch.float32)
+    blocks = 3
+    assert calls(fused) == {
+        # The stem and the first convolution of each block; the second one adds, to
+        # memory of its own where the shortcut selects channels, else in place.
+        "mkldnn._convolution_pointwise.default": 1 + blocks,
+        "mkldnn._convolution_pointwise.binary": 2,
+        "mkldnn._convolution_pointwise_.binary": 1,
+    }
+    left = {type(module) for module in fused.modules()}
+    assert not left & {nn.BatchNorm2d, nn.Conv2d, nn.ReLU}
+
+
+class Readers(nn.Module):
+    """``x`` is added to, and perhaps read again after that."""
+
+    def __init__(self, late):
+        super().__init__()
+        self.stem, self.inner, self.outer, self.last = (
+            nn.Conv2d(3 if i == 0 else 4, 4, 3, padding=1) for i in range(4)
+        )
+        self.late = late
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        y = F.relu(self.outer(F.relu(self.inner(x))) + x)
+        y = self.last(y) + y  # reads what it would write over
+        return y * x if self.late else y
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_what_is_read_later_is_not_written_over(late):
+    torch.manual_seed(0)
+    network = fx.symbolic_trace(Readers(late).eval())
+    check(network, (3, 8, 8))
+    counts = calls(fuse(network, (3, 8, 8), torch.float32))
+    assert counts["mkldnn._convolution_pointwise.binary"] == (2 if late else 1)
+    assert counts.get("mkldnn._convolution_pointwise_.binary", 0) == (0 if late else 1)
+
+
+class Broadcast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.gate = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return F.relu6(self.layer(x) + self.gate(x.mean((2, 3), keepdim=True)))
+
+
+def test_broadcast_sums_are_left_alone():
+    network = fx.symbolic_trace(Broadcast().eval())
+    check(network, (3, 8, 8))
+    assert calls(fuse(network, (3, 8, 8), torch.float32)) == {
+        "mkldnn._convolution_pointwise.default": 2
+    }
+
+
+@settings(
+    max_examples=30, deadline=None, derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+@given(recipes, st.integers(0, 2**16))
+def test_random_networks(recipe, seed):
+    torch.manual_seed(seed)
+    network, shape = shaken(RandomCNN(recipe)), (3, 6, 6)
+    groups = trace(network, shape)
+    removed = prune(network, groups, groups.widths)
+    expected = outputs(removed, images(shape))
+    with torch.inference_mode():
+        found = outputs(fuse(removed, shape, torch.float32), images(shape))
+    scale = expected.abs().max()
+    assert torch.allclose(found / scale, expected / scale, atol=1e-4)
