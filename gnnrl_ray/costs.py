@@ -24,6 +24,10 @@ class Costs:
     Args:
         groups: of the network.
         round_to: candidates' widths are multiples of it, unless a group stays whole.
+
+    Attributes:
+        dense: multiply-accumulates of the dense network.
+        steps: int64 [G], what candidates' widths are multiples of.
     """
 
     def __init__(self, groups: ChannelGroups, round_to: int = 1) -> None:
@@ -38,17 +42,27 @@ class Costs:
         self._divisors = np.array([1 if op.depthwise else op.groups for op in layers], int)
         self._scales = np.array([op.kernel * op.uses for op in layers], int)
         trained = [layout for layout in groups.layouts.values() if layout.trained]
-        self._rows = self._forms([layout.rows for layout in trained])
-        self._columns = self._forms([layout.columns for layout in trained])
-        self._parts = np.array([layout.groups for layout in trained], int)
-        self._numbers = np.array([layout.size for layout in trained], int)
+        rows = self._forms([layout.rows for layout in trained])
+        columns = self._forms([layout.columns for layout in trained])
+        sizes = np.array([layout.size / layout.groups for layout in trained])
         self._channels = self._forms([op.outputs for op in groups.operations])
-        self._areas = np.array([op.size for op in groups.operations], int)
+        # Sums over layers, made once: widths' @ form @ widths.
+        scales = self._scales / self._divisors
+        self._macs = (self._inputs * scales[:, None]).T @ self._outputs
+        self._params = (rows * sizes[:, None]).T @ columns
+        # Of outputs whose channels are alike, only the largest matters.
+        areas = np.array([op.size for op in groups.operations])
+        forms, like = np.unique(self._channels, axis=0, return_inverse=True)
+        largest = np.zeros(len(forms))
+        np.maximum.at(largest, like.ravel(), areas)
+        self._activations = forms * largest[:, None]
+        self.dense = int(self.macs(groups.widths))
 
     def _forms(self, channels: Sequence[np.ndarray | None]) -> np.ndarray:
-        """int64 [L, G + 1]: channels per kept channel of each group; last, the fixed.
+        """float64 [L, G + 1]: channels per kept channel of each group; last, the fixed.
 
-        ``None`` stands for a constant one.
+        ``None`` stands for a constant one. Products of such forms with widths are whole
+        numbers below 2^53, hence exact, and matrix products of floats are far faster.
         """
         form = np.zeros((len(channels), len(self.groups.widths) + 1), np.int64)
         for row, numbers in zip(form, channels, strict=True):
@@ -59,35 +73,37 @@ class Costs:
             row[:-1] = np.bincount(group[group >= 0], minlength=len(row) - 1)
             row[:-1] //= self.groups.widths
             row[-1] = (numbers == FIXED).sum()
-        return form
+        return form.astype(np.float64)
 
     def _ones(self, widths: np.ndarray) -> np.ndarray:
-        widths = np.asarray(widths)
-        return np.concatenate([widths, np.ones((*widths.shape[:-1], 1), np.int64)], -1)
+        """float64 [..., G + 1]: widths, and a one for what is fixed."""
+        ones = np.ones((*np.shape(widths)[:-1], len(self.groups.widths) + 1))
+        ones[..., :-1] = widths
+        return ones
 
     def layer_macs(self, widths: np.ndarray) -> np.ndarray:
         """Return int64 [..., L]: multiply-accumulates of each layer for one image."""
         ones = self._ones(widths)
-        products = (ones @ self._inputs.T) * (ones @ self._outputs.T) // self._divisors
-        return products * self._scales
+        products = (ones @ self._inputs.T) * (ones @ self._outputs.T) / self._divisors
+        return _whole(products * self._scales)
 
     def macs(self, widths: np.ndarray) -> np.ndarray:
         """Return int64 [...]: multiply-accumulates of one image, without biases."""
-        return self.layer_macs(widths).sum(-1) + self.groups.macs
+        ones = self._ones(widths)
+        return _whole((ones @ self._macs * ones).sum(-1)) + self.groups.macs
 
     def params(self, widths: np.ndarray) -> np.ndarray:
         """Return int64 [...]: trainable parameters, each once however often it is used."""
         ones = self._ones(widths)
-        products = (ones @ self._rows.T) * (ones @ self._columns.T) // self._parts
-        return (products * self._numbers).sum(-1) + self.groups.parameters
+        return _whole((ones @ self._params * ones).sum(-1)) + self.groups.parameters
 
     def channels(self, widths: np.ndarray) -> np.ndarray:
         """Return int64 [..., O]: output channels of each of the O operations."""
-        return self._ones(widths) @ self._channels.T
+        return _whole(self._ones(widths) @ self._channels.T)
 
     def activations(self, widths: np.ndarray) -> np.ndarray:
         """Return int64 [...]: numbers in the largest of all outputs, for one image."""
-        return (self.channels(widths) * self._areas).max(-1)
+        return _whole((self._ones(widths) @ self._activations.T).max(-1))
 
     def round(self, widths: np.ndarray) -> np.ndarray:
         """Return the nearest allowed widths int64 [..., G] of float [..., G]."""
@@ -114,7 +130,7 @@ class Costs:
             raise BudgetError(
                 "nothing can be pruned: all channels of the network are whole."
             )
-        least = self.macs(self.floor(min_keep)) / self.macs(self.groups.widths)
+        least = self.macs(self.floor(min_keep)) / self.dense
         if not isinstance(budget, float) or not least <= budget < 1:
             rounding = f" and --round-to {self.round_to}" if self.round_to > 1 else ""
             raise BudgetError(
@@ -138,21 +154,28 @@ class Costs:
         Returns:
             int64 [G] between ``end`` and ``start``, rounded.
         """
-        allowed = budget * self.macs(self.groups.widths)
-
-        def at(share: float) -> np.ndarray:
-            return start + share * (end - start)
-
+        allowed, dense = budget * self.dense, self.groups.widths
         low, high = 0.0, 1.0  # ``high`` always fits
-        for _ in range(30):
-            middle = (low + high) / 2
-            fits = self.macs(self.round(at(middle))) <= allowed
-            low, high = (low, middle) if fits else (middle, high)
-        widths = self.round(at(high))
-        lost = at(high) - widths
-        dense = self.groups.widths
-        for g in np.argsort(-lost, kind="stable"):
-            wider = np.minimum(widths + self.steps * (np.arange(len(dense)) == g), dense)
-            if lost[g] > 0 and self.macs(wider) <= allowed:
-                widths = wider
+        for _ in range(5):
+            shares = low + (high - low) / 64 * np.arange(1, 65)
+            fits = self.macs(self.round(start + shares[:, None] * (end - start))) <= allowed
+            high = shares[fits.argmax()]
+            low = high - (shares[1] - shares[0])
+        exact = start + high * (end - start)
+        widths = self.round(exact)
+        lost = exact - widths
+        order = np.argsort(-lost, kind="stable")[: (lost > 0).sum()]
+        while len(order):
+            wider = np.tile(widths, (len(order), 1))
+            rows = np.arange(len(order))
+            wider[rows, order] = np.minimum(widths + self.steps, dense)[order]
+            fits = self.macs(wider) <= allowed
+            if not fits.any():
+                break
+            first = fits.argmax()
+            widths, order = wider[first], order[first + 1 :]
         return widths
+
+
+def _whole(numbers: np.ndarray) -> np.ndarray:
+    return np.rint(numbers).astype(np.int64)

@@ -8,6 +8,7 @@ Axis letters: B batch, G actions.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.algorithms.dqn.dqn_learner import DQNLearner
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import POLICY_LOSS_KEY
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
@@ -26,6 +27,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.from_config import NotProvided
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
@@ -34,14 +36,18 @@ from ray.rllib.utils.metrics import (
 )
 from scipy.stats import truncnorm
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.utils import get_total_norm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gnnrl_ray.mgnn import Actor, Critic, GraphEncoder, VectorEncoder
+from gnnrl_ray.replay import Replay
 
 Q, Q_OF_ACTOR, Q_NEXT = "q", "q_of_actor", "q_next"
 QF_LOSS_KEY = "qf_loss"
+_logger = logging.getLogger(__name__)
 _REQUEST = "sample_episode"
 _POLL_SECONDS = 0.1
+_UPDATES_AT_ONCE = 8  # what RLlib does around one takes as long as the update itself
 
 
 @contextlib.contextmanager
@@ -70,14 +76,13 @@ class DDPGConfig(AlgorithmConfig):
         self.critic_lr = 1e-3
         self.critic_weight_decay = 0.0
         self.tau = 0.01
-        self.target_network_update_freq = 0
         self.warmup_episodes = 30
         self.noise = 0.5
         self.noise_decay = 0.97
         self.noise_floor = 0.0
         self.updates_per_step = 1.0
         self.max_updates_owed = 64
-        self.replay_buffer_config = {"type": "EpisodeReplayBuffer", "capacity": 2000}
+        self.replay_capacity = 2000
         self.hidden = (300, 300)
         self.graph_dim = 64
         self.graph_layers = 2
@@ -106,7 +111,7 @@ class DDPGConfig(AlgorithmConfig):
         noise_floor: float = NotProvided,
         updates_per_step: float = NotProvided,
         max_updates_owed: int = NotProvided,
-        replay_buffer_config: dict = NotProvided,
+        replay_capacity: int = NotProvided,
         hidden: tuple[int, ...] = NotProvided,
         graph_dim: int = NotProvided,
         graph_layers: int = NotProvided,
@@ -126,7 +131,7 @@ class DDPGConfig(AlgorithmConfig):
             noise_floor: what it does not fall below.
             updates_per_step: gradient steps for each step of the environment.
             max_updates_owed: no new episode starts while more are outstanding.
-            replay_buffer_config: of RLlib; ``capacity`` in steps.
+            replay_capacity: steps that are remembered.
             hidden: widths of the hidden layers of actor and critic.
             graph_dim: embedding dimension of the m-GNN.
             graph_layers: rounds of message passing on each level of the m-GNN.
@@ -211,9 +216,13 @@ class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, QNetAPI):
 
     @torch.no_grad()
     def forward_target(self, batch: dict) -> Tensor:
-        """Return Q'(s', mu'(s')) of the target networks, [B]."""
-        observations = batch[Columns.NEXT_OBS]
-        return self.target_critic(observations, self.target_actor(observations))
+        """Return Q'(s', mu'(s')) of the target networks, [B]; 0 where s' is the end."""
+        values = torch.zeros_like(batch[Columns.REWARDS])
+        goes_on = ~batch[Columns.TERMINATEDS]
+        if goes_on.any():
+            plan = self.target_actor.encoder.plan(batch[Columns.NEXT_OBS][goes_on])
+            values[goes_on] = self.target_critic(plan, self.target_actor(plan))
+        return values
 
     @torch.no_grad()
     def _forward_inference(self, batch: dict, **_) -> dict:
@@ -241,20 +250,33 @@ class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, QNetAPI):
         return torch.tensor(drawn, dtype=torch.float32)
 
     def _forward_train(self, batch: dict, **_) -> dict:
-        observations = batch[Columns.OBS]
-        # With the critic's weights held constant here, a single backward pass gives
+        plan = self.actor.encoder.plan(batch[Columns.OBS])
+        embedding, action = self.critic.encoder(plan), self.actor(plan)
+        # With the critic held constant for the actor's loss, a single backward pass gives
         # actor and critic each its own gradient.
-        critic = {name: p.detach() for name, p in self.critic.named_parameters()}
-        judged = (observations, self.actor(observations))
+        self.critic.mlp.requires_grad_(False)
+        judged = self.critic.judge(embedding.detach(), action)
+        self.critic.mlp.requires_grad_(True)
         return {
-            Q: self.compute_q_values(batch),
+            Q: self.critic.judge(embedding, batch[Columns.ACTIONS]),
             Q_NEXT: self.forward_target(batch),
-            Q_OF_ACTOR: functional_call(self.critic, critic, judged),
+            Q_OF_ACTOR: judged,
         }
 
 
-class DDPGLearner(DQNLearner, TorchLearner):
-    """One gradient step for critic and actor; the base class moves the targets."""
+class DDPGLearner(TorchLearner):
+    """One gradient step for critic and actor; then the targets follow."""
+
+    def build(self) -> None:
+        """Build the module, and targets for it."""
+        super().build()
+        self._pairs = []  # of all parameters, targets and what they follow
+        for module_id, module in self.module.items():
+            module.unwrapped().make_target_networks()
+            tau = self.config.get_config_for_module(module_id).tau
+            for online, target in module.unwrapped().get_target_network_pairs():
+                pair = list(target.parameters()), list(online.parameters())
+                self._pairs.append((*pair, tau))
 
     def configure_optimizers_for_module(self, module_id, config=None) -> None:
         """Give actor and critic an Adam each."""
@@ -267,22 +289,45 @@ class DDPGLearner(DQNLearner, TorchLearner):
             self.register_optimizer(
                 module_id=module_id,
                 optimizer_name=name,
-                optimizer=torch.optim.Adam(parameters, weight_decay=decay),
+                optimizer=torch.optim.Adam(parameters, weight_decay=decay, fused=True),
                 params=parameters,
                 lr_or_lr_schedule=lr,
             )
 
+    def apply_gradients(self, gradients_dict: dict) -> None:
+        """Take the step, and let the targets follow by tau.
+
+        A gradient that is not a finite number is no step.
+        """
+        if not get_total_norm(gradients_dict.values()).isfinite():
+            _logger.warning("A gradient is not finite; nothing is learnt from this batch.")
+            return
+        for optimizer in self._named_optimizers.values():
+            optimizer.step()
+        for targets, parameters, tau in self._pairs:
+            get_ema_multi_avg_fn(1 - tau)(targets, parameters, None)
+
+    def after_gradient_based_update(self, *, timesteps: dict) -> None:
+        """Log the losses, of the last step only: logging takes as long as a step."""
+        super().after_gradient_based_update(timesteps=timesteps)
+        self.metrics.log_dict(self._losses, key=DEFAULT_MODULE_ID, window=1)
+
+    def _update(self, batch: dict, **kwargs: Any) -> tuple:
+        """Take one gradient step for each train batch that ``batch`` holds in a row."""
+        size, result = self.config.train_batch_size_per_learner, ({}, {}, {})
+        for module_id, columns in batch.items():
+            parts = [columns[name].split(size) for name in columns]
+            for part in zip(*parts, strict=True):
+                one = {module_id: dict(zip(columns, part, strict=True))}
+                result = super()._update(one, **kwargs)
+        return result
+
     def compute_loss_for_module(self, *, module_id, config, batch, fwd_out) -> Tensor:
         """Return (y - Q(s, a))^2 - Q(s, mu(s)), averaged over the batch."""
-        goes_on = 1 - batch[Columns.TERMINATEDS].float()
-        target = batch[Columns.REWARDS] + config.gamma * goes_on * fwd_out[Q_NEXT]
+        target = batch[Columns.REWARDS] + config.gamma * fwd_out[Q_NEXT]
         critic_loss = F.mse_loss(fwd_out[Q], target)
         actor_loss = -fwd_out[Q_OF_ACTOR].mean()
-        self.metrics.log_dict(
-            {QF_LOSS_KEY: critic_loss, POLICY_LOSS_KEY: actor_loss},
-            key=module_id,
-            window=1,
-        )
+        self._losses = {QF_LOSS_KEY: critic_loss, POLICY_LOSS_KEY: actor_loss}
         return critic_loss + actor_loss
 
 
@@ -340,7 +385,7 @@ class DDPG(Algorithm):
                 "every env runner died while it was set up; run with 0 env runners to "
                 "see why in this process."
             )
-        self.local_replay_buffer.rng = np.random.default_rng(self.config.seed)
+        self._replay = Replay(self.config.replay_capacity, self.config.seed)
 
     @property
     def episodes_done(self) -> int:
@@ -355,15 +400,18 @@ class DDPG(Algorithm):
                 if self.on_episode is not None:
                     self.on_episode(index, episode)
                 self._updates_owed += len(episode) * self.config.updates_per_step
-            self.local_replay_buffer.add(episodes)
+            self._replay.add(episodes)
             self._episodes_done += 1
         if self._warm:
             # While episodes are under way, look after them every few updates.
-            most = 4 if self._under_way else self._updates_owed
+            most = _UPDATES_AT_ONCE if self._under_way else self._updates_owed
+            left = int(min(most, self._updates_owed))
             with _one_thread():
-                for _ in range(int(min(most, self._updates_owed))):
-                    self._update()
-                    self._updates_owed -= 1
+                while left > 0:
+                    count = min(left, _UPDATES_AT_ONCE)
+                    self._update(count)
+                    self._updates_owed -= count
+                    left -= count
 
     @property
     def _warm(self) -> bool:
@@ -424,18 +472,16 @@ class DDPG(Algorithm):
         self._next_episode += 1
         return self._next_episode - 1
 
-    def _update(self) -> None:
-        batch = self.local_replay_buffer.sample(
-            num_items=self.config.total_train_batch_size,
-            n_step=1,
-            gamma=self.config.gamma,
-            sample_episodes=True,
-        )
+    def _update(self, count: int = 1) -> None:
+        """Take ``count`` gradient steps."""
+        size = count * self.config.total_train_batch_size
+        batch = SampleBatch(self._replay.sample(size))
         steps = self.metrics.peek(
             (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0
         )
         results = self.learner_group.update(
-            episodes=batch, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: steps}
+            batch=MultiAgentBatch({DEFAULT_MODULE_ID: batch}, size),
+            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: steps},
         )
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
@@ -451,8 +497,7 @@ class DDPG(Algorithm):
                 # Episodes under way are lost with this process: to be run again.
                 "lost": sorted([*self._lost, *self._under_way.values()]),
                 "updates_owed": self._updates_owed,
-                "buffer": self.local_replay_buffer.get_state(),
-                "generator": self.local_replay_buffer.rng.bit_generator.state,
+                "replay": self._replay.get_state(),
             }
         return state
 
@@ -465,5 +510,4 @@ class DDPG(Algorithm):
             self._episodes_done = own["episodes_done"]
             self._lost = list(own["lost"])
             self._updates_owed = own["updates_owed"]
-            self.local_replay_buffer.set_state(own["buffer"])
-            self.local_replay_buffer.rng.bit_generator.state = own["generator"]
+            self._replay.set_state(own["replay"])

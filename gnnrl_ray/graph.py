@@ -90,6 +90,7 @@ class HierarchicalGraph:
                 pieces, instances = stages, numbers
             self.levels += ((self._assemble([everything], pieces, instances),),)
         self._fixed = self._fixed_features()
+        self._dense = self._edge_channels(groups.widths)
         self.shape = (len(pairs), self._fixed.shape[1] + 5)
 
     @property
@@ -107,12 +108,9 @@ class HierarchicalGraph:
         Args:
             widths: int [..., G].
         """
-        now, dense = (
-            self._edge_channels(widths),
-            self._edge_channels(self.groups.widths),
-        )
+        now = self._edge_channels(widths)
         logs = np.log2(1 + now) / _LOG_SCALE
-        kept = now / dense
+        kept = now / self._dense
         share = np.sqrt(self._edge_macs(widths))
         changing = np.concatenate([logs, kept, share[..., None]], -1)
         fixed = np.broadcast_to(self._fixed, (*changing.shape[:-1], self._fixed.shape[1]))
@@ -127,7 +125,7 @@ class HierarchicalGraph:
 
     def _edge_macs(self, widths: np.ndarray) -> np.ndarray:
         """[..., E]: share of the dense network's multiply-accumulates; 0 off layers."""
-        macs = self._costs.layer_macs(widths) / self._costs.macs(self.groups.widths)
+        macs = self._costs.layer_macs(widths) / self._costs.dense
         macs = np.concatenate([macs, np.zeros_like(macs[..., :1])], -1)
         return macs[..., self._layers]
 

@@ -5,13 +5,52 @@ D embedding dimension, M graphs of one level, S distinct states.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
+from torch_geometric.typing import OptTensor
 
 from gnnrl_ray.graph import Motif
+
+
+@dataclass(frozen=True, eq=False)
+class LevelPlan:
+    """The distinct states of all graphs of a level as one graph without links between.
+
+    Attributes:
+        arcs: int64 [2, A], from and to node; both directions of each edge.
+        children: int64 [A], the state of the level below that each arc is.
+        shares: float32 [N, 1], one over the number of arcs that reach a node.
+        owners: int64 [N], the state that each node is of.
+        places: int64 [N], of each node in its motif; where its pooling weight is.
+        states: S, how many there are.
+    """
+
+    arcs: Tensor
+    children: Tensor
+    shares: Tensor
+    owners: Tensor
+    places: Tensor
+    states: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Observations taken apart, for any number of encoders of the same graph.
+
+    Attributes:
+        features: float32 [S, F], the distinct states of primitive edges.
+        levels: lowest first.
+        which: int64 [B], the state of the highest level that each observation is.
+    """
+
+    features: Tensor
+    levels: tuple[LevelPlan, ...]
+    which: Tensor
 
 
 class MotifConv(MessagePassing):
@@ -21,21 +60,23 @@ class MotifConv(MessagePassing):
 
     with :math:`c_i = |N_i|`.
 
-    **Shapes:** node states [S, N, D]; edge index [2, E]; edge states [S, E, D]; output
-    [S, N, D].
+    **Shapes:** node states [N, D], ``None`` for ones; arcs [2, A]; their states [A, D];
+    shares [N, 1], the :math:`1 / c_i`; output [N, D].
     """
 
     def __init__(self, dim: int) -> None:
-        super().__init__(aggr="mean", node_dim=-2)
+        super().__init__(aggr="sum")
         self.weight = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, h: Tensor, edge_index: Tensor, e: Tensor) -> Tensor:
+    def forward(self, h: OptTensor, arcs: Tensor, e: Tensor, shares: Tensor) -> Tensor:
         """Return the next node states."""
-        return self.weight(self.propagate(edge_index, h=h, e=e))
+        count = len(shares)
+        heard = self.propagate(arcs, h=h, e=e, size=(count, count))
+        return self.weight(heard * shares)
 
-    def message(self, h_j: Tensor, e: Tensor) -> Tensor:
+    def message(self, h_j: OptTensor, e: Tensor) -> Tensor:
         """``h_j o e_ij``; W is linear, so it can wait until after the sum."""
-        return h_j * e
+        return e if h_j is None else h_j * e
 
 
 class LevelEncoder(nn.Module):
@@ -51,6 +92,14 @@ class LevelEncoder(nn.Module):
         layers: rounds of message passing.
     """
 
+    _arcs: Tensor
+    _edges: Tensor
+    _shares: Tensor
+    _sizes: Tensor
+    _starts: Tensor
+    _children: Tensor
+    _instances: Tensor
+
     def __init__(
         self, motifs: Sequence[Motif], features: int, dim: int, layers: int
     ) -> None:
@@ -58,47 +107,84 @@ class LevelEncoder(nn.Module):
         self.project = nn.Linear(features, dim)
         self.convolutions = nn.ModuleList(MotifConv(dim) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
-        self.alpha = nn.ParameterList(
-            torch.full((motif.nodes,), 1 / motif.nodes) for motif in motifs
-        )
+        nodes = np.array([motif.nodes for motif in motifs])
+        edges = np.array([motif.edges.shape[1] for motif in motifs])
+        self.alpha = nn.Parameter(torch.tensor(1 / np.repeat(nodes, nodes)).float())
+        # Neighbours are those before and behind: information flows both ways.
+        both = [np.concatenate([m.edges, m.edges[::-1]], 1) for m in motifs]
+        numbers = [np.tile(np.arange(count), 2) for count in edges]
+        degrees = np.concatenate([np.bincount(arcs[1]) for arcs in both])
+        # Motif after motif: its arcs, their edges, its nodes; and how many of each.
+        sizes = np.stack([nodes, 2 * edges])
+        self._constant("_arcs", np.concatenate(both, 1))
+        self._constant("_edges", np.concatenate(numbers))
+        self._constant("_shares", (1 / degrees).astype(np.float32))
+        self._constant("_sizes", sizes)
+        self._constant("_starts", sizes.cumsum(1) - sizes)
+        # Instance after instance: its motif, and its edges, as many as the most have.
+        children = np.full((sum(len(m.children) for m in motifs), edges.max()), -1)
+        instances = np.repeat(np.arange(len(motifs)), [len(m.children) for m in motifs])
         for i, motif in enumerate(motifs):
-            # Neighbours are those before and behind: information flows both ways.
-            both = np.concatenate([motif.edges, motif.edges[::-1]], 1)
-            self._constant(f"edges{i}", both)
-            self._constant(f"children{i}", motif.children)
+            children[instances == i, : edges[i]] = motif.children
+        self._constant("_children", children)
+        self._constant("_instances", instances)
 
     def _constant(self, name: str, value: np.ndarray) -> None:
         # Not saved: target networks average every entry of the state dict.
         self.register_buffer(name, torch.tensor(value), persistent=False)
 
-    def embed(self, motif: int, edges: Tensor) -> Tensor:
-        """Embed S states of one motif: edge states [S, E, F] -> [S, D]."""
-        e = self.project(edges)
-        e = torch.cat([e, e], -2)
-        alpha = self.alpha[motif]
-        h = e.new_ones(len(e), len(alpha), e.shape[-1])
-        for convolution in self.convolutions:
-            h = torch.relu(convolution(h, self.get_buffer(f"edges{motif}"), e))
-        return self.norm(torch.einsum("n,snd->sd", alpha, h))
-
-    def forward(self, states: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed all graphs of the level, each distinct state once.
+    def plan(self, which: Tensor) -> tuple[LevelPlan, Tensor]:
+        """Find the distinct states of the level.
 
         Args:
-            states: [S, F], distinct states of the level below.
-            which: int64 [B, M_below], the state of each of its graphs.
+            which: int64 [B, M_below], the state of each graph of the level below.
 
         Returns:
-            The same for this level: [S', D] and int64 [B, M].
+            Their plan, and int64 [B, M], the state of each graph of this level.
         """
-        embedded, index, start = [], [], 0
-        for i in range(len(self.alpha)):
-            children = which[:, self.get_buffer(f"children{i}")]  # [B, I, E]
-            rows, inverse = distinct(children.flatten(0, 1))
-            embedded.append(self.embed(i, states[children.flatten(0, 1)[rows]]))
-            index.append(start + inverse.view(children.shape[:2]))
-            start += len(rows)
-        return torch.cat(embedded), torch.cat(index, 1)
+        children = which[:, self._children]  # [B, M, E]
+        children = torch.where(self._children < 0, -1, children)
+        motif = self._instances.expand(len(which), -1)
+        told_apart = torch.cat([children, motif[..., None]], 2).flatten(0, 1)
+        first, inverse = distinct(told_apart)
+        children, motif = told_apart[first, :-1], told_apart[first, -1]
+        nodes, node_owners, places = self._lay_out(0, motif)
+        _, arc_owners, sources = self._lay_out(1, motif)
+        return (
+            LevelPlan(
+                self._arcs[:, sources] + nodes[arc_owners],
+                children[arc_owners, self._edges[sources]],
+                self._shares[places][:, None],
+                node_owners,
+                places,
+                len(first),
+            ),
+            inverse.view(len(which), -1),
+        )
+
+    def _lay_out(self, kind: int, motif: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Put the nodes (0) or arcs (1) of states of motifs ``motif`` [S] in a row.
+
+        Returns:
+            int64 [S], where those of each state begin; of each, the state that it is of;
+            and which of the motif's it is.
+        """
+        sizes, starts = self._sizes[kind][motif], self._starts[kind][motif]
+        begins = sizes.cumsum(0) - sizes
+        owners = torch.repeat_interleave(sizes)
+        within = torch.arange(len(owners), device=owners.device) - begins[owners]
+        return begins, owners, starts[owners] + within
+
+    def forward(self, states: Tensor, plan: LevelPlan) -> Tensor:
+        """Embed the distinct states of the level, [S, D], from those below, [S', F]."""
+        e = self.project(states)[plan.children]
+        h = None  # stands for ones
+        for convolution in self.convolutions:
+            h = torch.relu(convolution(h, plan.arcs, e, plan.shares))
+        assert h is not None, "at least one round"
+        weighted = h * self.alpha[plan.places][:, None]
+        pooled = weighted.new_zeros(plan.states, weighted.shape[1])
+        return self.norm(pooled.index_add(0, plan.owners, weighted))
 
 
 def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,15 +193,22 @@ def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         int64 [S], a row for each distinct one, and int64 [R], which of them each row is.
     """
-    bits = rows.contiguous().view(torch.int32) if rows.is_floating_point() else rows
+    rows = rows.contiguous()
+    if rows.is_floating_point():
+        rows = rows.view(torch.int32 if rows.shape[1] % 2 else torch.int64).long()
     # A 64-bit fingerprint sorts far faster than rows do.
-    generator = torch.Generator().manual_seed(0)
-    mix = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator)
-    fingerprint = (bits.long() * (2 * mix + 1).to(rows.device)).sum(1)
+    fingerprint = (rows * _factors(rows.shape[1]).to(rows.device)).sum(1)
     values, inverse = fingerprint.unique(return_inverse=True)
     first = torch.empty_like(values)
     first[inverse] = torch.arange(len(rows), device=rows.device)
     return first, inverse
+
+
+@lru_cache
+def _factors(count: int) -> Tensor:
+    """Return odd random int64 [count]."""
+    generator = torch.Generator().manual_seed(0)
+    return 2 * torch.randint(-(2**62), 2**62, (count,), generator=generator) + 1
 
 
 class GraphEncoder(nn.Module):
@@ -142,14 +235,25 @@ class GraphEncoder(nn.Module):
             for t, motifs in enumerate(levels)
         )
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Map ``features`` float32 [B, E, F] to g [B, D]."""
+    def plan(self, features: Tensor) -> Plan:
+        """Take observations float32 [B, E, F] apart; their values matter, weights not."""
         batch, edges, width = features.shape
-        rows, which = distinct(features.reshape(-1, width))
-        states, which = features.reshape(-1, width)[rows], which.view(batch, edges)
+        first, observation = distinct(features.reshape(batch, -1))
+        rows = features[first].reshape(-1, width)
+        distinct_rows, which = distinct(rows)
+        which, levels = which.view(-1, edges), []
         for stage in self.stages:
-            states, which = stage(states, which)
-        return states[which[:, 0]]
+            level, which = stage.plan(which)
+            levels.append(level)
+        return Plan(rows[distinct_rows], tuple(levels), which[observation, 0])
+
+    def forward(self, features: Tensor | Plan) -> Tensor:
+        """Map ``features`` float32 [B, E, F], or their plan, to g [B, D]."""
+        plan = features if isinstance(features, Plan) else self.plan(features)
+        states = plan.features
+        for stage, level in zip(self.stages, plan.levels, strict=True):
+            states = stage(states, level)
+        return states[plan.which]
 
 
 class VectorEncoder(nn.Module):
@@ -162,6 +266,10 @@ class VectorEncoder(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
+
+    def plan(self, features: Tensor) -> Tensor:
+        """There is nothing to take apart."""
+        return features
 
     def forward(self, features: Tensor) -> Tensor:
         """Map ``features`` float32 [B, ...] to [B, D]."""
@@ -187,8 +295,8 @@ class Actor(nn.Module):
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("span", high - low, persistent=False)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Map observations [B, ...] to actions [B, G]."""
+    def forward(self, features: Tensor | Plan) -> Tensor:
+        """Map observations [B, ...], or their plan, to actions [B, G]."""
         return self.low + self.span * self.mlp(self.encoder(features)).sigmoid()
 
 
@@ -206,9 +314,13 @@ class Critic(nn.Module):
         self.encoder = encoder
         self.mlp = _mlp(encoder.dim + actions, hidden, 1)
 
-    def forward(self, features: Tensor, actions: Tensor) -> Tensor:
-        """Map observations [B, ...] and actions [B, G] to values [B]."""
-        return self.mlp(torch.cat([self.encoder(features), actions], 1)).squeeze(1)
+    def forward(self, features: Tensor | Plan, actions: Tensor) -> Tensor:
+        """Map observations [B, ...], or their plan, and actions [B, G] to values [B]."""
+        return self.judge(self.encoder(features), actions)
+
+    def judge(self, embedding: Tensor, actions: Tensor) -> Tensor:
+        """Map embeddings [B, D] and actions [B, G] to values [B]."""
+        return self.mlp(torch.cat([embedding, actions], 1)).squeeze(1)
 
 
 def _mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:

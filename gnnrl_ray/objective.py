@@ -169,8 +169,7 @@ class Objective:
 
     def satisfied(self, widths: np.ndarray) -> bool:
         """Say whether ``widths`` int [G] meet the budget."""
-        dense = self.costs.macs(self.groups.widths)
-        return bool(self.costs.macs(widths) <= self.budget * dense)
+        return bool(self.costs.macs(widths) <= self.budget * self.costs.dense)
 
     def kept(self, widths: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return which channels of each group a candidate keeps."""

@@ -36,7 +36,7 @@ def measure(network: nn.Module, data: Data) -> dict[str, float]:
         "validation": validation,
         "holdout": holdout,
         "test": test,
-        "macs": int(costs.macs(groups.widths)),
+        "macs": costs.dense,
         "params": int(costs.params(groups.widths)),
     }
 
@@ -67,7 +67,7 @@ def describe(graph: HierarchicalGraph) -> dict:
     """
     groups, costs = graph.groups, Costs(graph.groups)
     return {
-        "macs": int(costs.macs(groups.widths)),
+        "macs": costs.dense,
         "params": int(costs.params(groups.widths)),
         "groups": {
             name: {
@@ -101,7 +101,7 @@ def _layers(groups: ChannelGroups, g: int, end: str, depthwise: bool) -> list[st
 def groups_table(groups: ChannelGroups) -> Table:
     """Return what would be pruned: groups, their layers and share of the cost."""
     costs = Costs(groups)
-    total = costs.macs(groups.widths)
+    total = costs.dense
     table = Table(title=f"{len(groups.names)} channel groups")
     for column in ("group", "channels", "layers", "MACs without it"):
         table.add_column(column, justify="left" if column == "group" else "right")

@@ -124,7 +124,6 @@ class Run:
         assert best is not None, "nothing has been scored"
         episode, outcome = best
         costs = Costs(groups)
-        dense = int(costs.macs(groups.widths))
         write_json(
             self.folder / "best.json",
             facts
@@ -133,8 +132,8 @@ class Run:
                 "groups": dict(zip(groups.names, outcome.widths, strict=True)),
                 "dense": dict(zip(groups.names, groups.widths.tolist(), strict=True)),
                 "macs": outcome.macs,
-                "macs_dense": dense,
-                "macs_ratio": outcome.macs / dense,
+                "macs_dense": costs.dense,
+                "macs_ratio": outcome.macs / costs.dense,
                 "params": outcome.params,
                 "params_dense": int(costs.params(groups.widths)),
                 "accuracy": outcome.accuracy,

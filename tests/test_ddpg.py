@@ -108,7 +108,7 @@ def test_defaults_are_the_papers():
     assert defaults.tau == 0.01
     assert defaults.warmup_episodes == 30
     assert defaults.train_batch_size_per_learner == 64
-    assert defaults.replay_buffer_config["capacity"] == 2000
+    assert defaults.replay_capacity == 2000
 
 
 def test_one_update_equals_two_backward_passes_by_hand(build):
@@ -217,7 +217,7 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(build, tmp_path):
     for index, (_, action, _) in resumed.items():
         assert np.array_equal(action, straight[index][1])
     assert same(weights_of(whole), weights_of(again))
-    assert again.local_replay_buffer.get_num_timesteps() == 16
+    assert len(again._replay) == 16
 
 
 def test_a_killed_runners_episode_is_run_again(build):

@@ -12,20 +12,11 @@ ORDER = [
     *("zoo", "data", "symbolic", "operations", "labels", "effects", "groups", "costs"),
     *("importance", "pruner"),
     *("regions", "graph", "drawing", "mgnn"),
-    *(
-        "training",
-        "fusion",
-        "evaluation",
-        "objective",
-        "env",
-        "ddpg",
-        "baselines",
-        "journal",
-        "run",
-    ),
+    *("training", "fusion", "evaluation", "objective", "env"),
+    *("replay", "ddpg", "baselines", "journal", "run"),
     *("agent", "search", "finetuning", "report", "cli", "__main__"),
 ]
-RAY_STARTS = ORDER.index("ddpg")
+RAY_STARTS = ORDER.index("replay")
 
 
 def rooms():

@@ -39,8 +39,7 @@ def encoder(graph):
     torch.manual_seed(0)
     encoder = GraphEncoder(graph.levels, graph.shape[1], dim=16)
     for stage in encoder.stages:  # pooling weights that tell nodes apart
-        for alpha in stage.alpha:
-            torch.nn.init.normal_(alpha)
+        torch.nn.init.normal_(stage.alpha)
     return encoder
 
 
@@ -52,40 +51,58 @@ def batch_of(graph, groups, rng, size):
 def test_message_passing_is_equation_4():
     torch.manual_seed(0)
     convolution = MotifConv(5)
-    edges = torch.tensor([[0, 1, 0, 2], [1, 2, 2, 0]])
-    h, e = torch.randn(3, 3, 5), torch.randn(3, 4, 5)
+    arcs = torch.tensor([[0, 1, 0, 2], [1, 2, 2, 0]])
+    h, e = torch.randn(3, 5), torch.randn(4, 5)
+    shares = 1 / torch.tensor([1.0, 1.0, 2.0])[:, None]
     weight = convolution.weight.weight
-    expected = torch.zeros(3, 3, 5)
-    for i in range(3):
-        incoming = [k for k in range(4) if edges[1, k] == i]
-        for k in incoming:
-            message = h[:, edges[0, k]] * e[:, k]
-            expected[:, i] += message @ weight.T / len(incoming)
-    assert torch.allclose(convolution(h, edges, e), expected, atol=1e-6)
-
-
-def test_a_node_without_neighbours_hears_nothing():
-    out = MotifConv(4)(torch.ones(1, 2, 4), torch.tensor([[0], [1]]), torch.ones(1, 1, 4))
-    assert not out[:, 0].any()
+    for states in (h, None):
+        expected = torch.zeros(3, 5)
+        for i in range(3):
+            incoming = [k for k in range(4) if arcs[1, k] == i]
+            for k in incoming:
+                message = e[k] if states is None else h[arcs[0, k]] * e[k]
+                expected[i] += message @ weight.T / len(incoming)
+        assert torch.allclose(convolution(states, arcs, e, shares), expected, atol=1e-6)
 
 
 def test_pooling_is_equation_5():
     torch.manual_seed(0)
     stage = LevelEncoder([motif([[0, 1], [1, 2]], [[0, 1]])], features=3, dim=4, layers=1)
-    torch.nn.init.normal_(stage.alpha[0])
-    below = torch.randn(2, 2, 3)
-    both = stage.project(below).repeat(1, 2, 1)
-    edges = torch.tensor([[0, 1, 1, 2], [1, 2, 0, 1]])
-    h = torch.relu(stage.convolutions[0](torch.ones(2, 3, 4), edges, both))
-    pooled = sum(stage.alpha[0][i] * h[:, i] for i in range(3))
-    assert torch.allclose(stage.embed(0, below), stage.norm(pooled), atol=1e-6)
+    torch.nn.init.normal_(stage.alpha)
+    below = torch.randn(2, 3)
+    plan, which = stage.plan(torch.tensor([[0, 1]]))
+    assert which.tolist() == [[0]]
+    both = stage.project(below).repeat(2, 1)
+    arcs = torch.tensor([[0, 1, 1, 2], [1, 2, 0, 1]])
+    shares = 1 / torch.tensor([1.0, 2.0, 1.0])[:, None]
+    h = torch.relu(stage.convolutions[0](None, arcs, both, shares))
+    pooled = sum(stage.alpha[i] * h[i] for i in range(3))
+    assert torch.allclose(stage(below, plan)[0], stage.norm(pooled), atol=1e-6)
 
 
 def test_a_level_shares_weights_but_not_pooling(graph):
     stage = GraphEncoder(graph.levels, graph.shape[1]).stages[0]
-    assert len(stage.alpha) == len(graph.motifs)
-    assert [len(a) for a in stage.alpha] == [m.nodes for m in graph.motifs]
+    expected = [1 / m.nodes for m in graph.motifs for _ in range(m.nodes)]
+    assert stage.alpha.tolist() == pytest.approx(expected)
     assert len(stage.convolutions) == 2
+
+
+def test_motifs_of_different_sizes_do_not_mix():
+    """A batch of two motifs, one with more edges, is each of them alone."""
+    torch.manual_seed(0)
+    small, large = motif([[0], [1]], [[0], [3]]), motif([[0, 1], [1, 2]], [[1, 2]])
+    together = LevelEncoder([small, large], features=3, dim=4, layers=2)
+    states = torch.randn(4, 3)
+    plan, which = together.plan(torch.tensor([[0, 1, 2, 3]]))
+    embedded = together(states, plan)[which[0]]
+    for i, one in enumerate((small, large)):
+        alone = LevelEncoder([one], features=3, dim=4, layers=2)
+        weights = together.state_dict()
+        weights["alpha"] = weights["alpha"][[slice(0, 2), slice(2, 5)][i]]
+        alone.load_state_dict(weights)
+        plan, which = alone.plan(torch.tensor([[0, 1, 2, 3]]))
+        expected = alone(states, plan)[which[0]]
+        assert torch.allclose(embedded[[slice(0, 2), slice(2, 3)][i]], expected, atol=1e-6)
 
 
 def test_batching_changes_nothing(graph, groups, encoder, rng):
@@ -96,23 +113,23 @@ def test_batching_changes_nothing(graph, groups, encoder, rng):
     assert not torch.allclose(together[0], together[1], atol=1e-3)
 
 
-def test_each_distinct_state_is_embedded_once(graph, groups, encoder, rng, monkeypatch):
-    embedded = []
-    original = LevelEncoder.embed
-    monkeypatch.setattr(
-        LevelEncoder,
-        "embed",
-        lambda self, i, edges: embedded.append(len(edges)) or original(self, i, edges),
-    )
+def test_each_distinct_state_is_embedded_once(graph, groups, encoder, rng):
     dense = torch.tensor(graph.features(groups.widths))[None]
-    encoder(dense.expand(64, -1, -1))
+    plan = encoder.plan(dense.expand(64, -1, -1))
     # ResNet-14: stem, basic blocks of three sizes and down-sampling blocks of two, pooling,
     # classifier; four stages, of which two are of one kind; and then the network, whatever
     # the batch.
-    assert sum(embedded) == 8 + {2: 0, 3: 4}[len(graph.levels)] + 1
-    embedded.clear()
-    encoder(torch.cat([dense, batch_of(graph, groups, rng, 2), dense]))
-    assert embedded[-1] == 3
+    stages = [4] if len(graph.levels) == 3 else []
+    assert [level.states for level in plan.levels] == [8, *stages, 1]
+    plan = encoder.plan(torch.cat([dense, batch_of(graph, groups, rng, 2), dense]))
+    assert plan.levels[-1].states == 3
+    assert plan.which[0] == plan.which[3]
+
+
+def test_a_plan_is_as_good_as_the_features(graph, groups, encoder, rng):
+    features = batch_of(graph, groups, rng, 3)
+    other = GraphEncoder(graph.levels, graph.shape[1], dim=16)
+    assert torch.equal(other(encoder.plan(features)), other(features))
 
 
 def test_the_embedding_follows_where_a_motif_sits(groups, graph, encoder):

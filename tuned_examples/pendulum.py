@@ -31,7 +31,7 @@ config = (
         noise_decay=0.99,
         noise_floor=0.02,
         hidden=(256, 256),
-        replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": STEPS},
+        replay_capacity=STEPS,
     )
     .debugging(log_level="ERROR")
 )

@@ -1,0 +1,71 @@
+"""The transitions that the agent learns from, ready to be drawn in batches.
+
+RLlib's replay buffer hands out episodes, which take it longer to cut and to put together
+than an update takes. Here a batch is one drawing of numbers and one stacking of arrays.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from torch import Tensor
+
+_COLUMNS = (
+    Columns.OBS, Columns.ACTIONS, Columns.REWARDS, Columns.NEXT_OBS, Columns.TERMINATEDS,
+)  # fmt: skip
+
+
+class Replay:
+    """Keeps the newest transitions; whole episodes go when there are too many.
+
+    Args:
+        capacity: in steps.
+        seed: of the drawing.
+    """
+
+    def __init__(self, capacity: int, seed: int | None = None) -> None:
+        self._capacity = capacity
+        self._generator = np.random.default_rng(seed)
+        self._steps: deque[tuple] = deque()  # observations are shared, not copied
+        self._lengths: deque[int] = deque()  # of the episodes
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def add(self, episodes: Iterable[SingleAgentEpisode]) -> None:
+        """Take over what happened in ``episodes``, complete ones."""
+        for episode in episodes:
+            observations = [np.asarray(o) for o in episode.get_observations()]
+            actions, rewards = episode.get_actions(), episode.get_rewards()
+            for t in range(len(episode)):
+                ends = episode.is_terminated and t == len(episode) - 1
+                self._steps.append(
+                    (observations[t], actions[t], rewards[t], observations[t + 1], ends)
+                )
+            self._lengths.append(len(episode))
+            while len(self._steps) > self._capacity and len(self._lengths) > 1:
+                for _ in range(self._lengths.popleft()):
+                    self._steps.popleft()
+
+    def sample(self, size: int) -> dict[str, Tensor]:
+        """Draw ``size`` transitions with replacement: columns of tensors [size, ...]."""
+        drawn = self._generator.integers(len(self._steps), size=size)
+        columns = zip(*(self._steps[i] for i in drawn), strict=True)
+        stacked = (torch.from_numpy(np.stack(column)) for column in columns)
+        return dict(zip(_COLUMNS, stacked, strict=True))
+
+    def get_state(self) -> dict:
+        """Return everything, for a checkpoint."""
+        return {
+            "steps": list(self._steps),
+            "lengths": list(self._lengths),
+            "generator": self._generator.bit_generator.state,
+        }
+
+    def set_state(self, state: dict) -> None:
+        """Take over what :meth:`get_state` returned."""
+        self._steps, self._lengths = deque(state["steps"]), deque(state["lengths"])
+        self._generator.bit_generator.state = state["generator"]

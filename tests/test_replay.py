@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+from ray.rllib.core.columns import Columns
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+from gnnrl_ray.replay import Replay
+
+
+def episode(number, length, terminated=True):
+    """Observations tell the episode and the step."""
+    return SingleAgentEpisode(
+        observations=[np.array([number, t], np.float32) for t in range(length + 1)],
+        actions=[np.array([10 * number + t], np.float32) for t in range(length)],
+        rewards=[float(100 * number + t) for t in range(length)],
+        terminated=terminated,
+        truncated=not terminated,
+        len_lookback_buffer=0,
+    )
+
+
+def test_a_batch_is_made_of_transitions():
+    replay = Replay(100, seed=0)
+    replay.add([episode(0, 3), episode(1, 2, terminated=False)])
+    assert len(replay) == 5
+    batch = replay.sample(500)
+    number, step = batch[Columns.OBS].T
+    assert {(int(n), int(t)) for n, t in batch[Columns.OBS]} == {
+        (0, 0), (0, 1), (0, 2), (1, 0), (1, 1),
+    }  # fmt: skip
+    assert (batch[Columns.ACTIONS][:, 0] == 10 * number + step).all()
+    assert (batch[Columns.REWARDS] == 100 * number + step).all()
+    assert (batch[Columns.NEXT_OBS][:, 1] == step + 1).all()
+    assert (batch[Columns.NEXT_OBS][:, 0] == number).all()
+    # Cut off is not ended: what would follow still counts.
+    assert (batch[Columns.TERMINATEDS] == ((number == 0) & (step == 2))).all()
+
+
+def test_drawing_is_uniform():
+    replay = Replay(100, seed=0)
+    replay.add([episode(i, 2) for i in range(5)])
+    drawn = replay.sample(20_000)[Columns.ACTIONS][:, 0].long()
+    counts = np.unique(drawn.numpy(), return_counts=True)[1]
+    assert len(counts) == 10
+    assert np.abs(counts - 2000).max() < 200
+
+
+def test_batches_drawn_together_are_those_drawn_apart():
+    one, other = Replay(100, seed=3), Replay(100, seed=3)
+    for replay in (one, other):
+        replay.add([episode(i, 3) for i in range(9)])
+    together = one.sample(64)[Columns.ACTIONS].flatten().tolist()
+    assert together == [
+        a for _ in range(4) for a in other.sample(16)[Columns.ACTIONS].flatten().tolist()
+    ]
+
+
+def test_whole_episodes_go_when_there_is_no_room():
+    replay = Replay(5, seed=0)
+    replay.add([episode(0, 2), episode(1, 2), episode(2, 3)])
+    assert len(replay) == 5
+    assert set(replay.sample(200)[Columns.OBS][:, 0].tolist()) == {1.0, 2.0}
+    replay.add([episode(3, 9)])
+    assert len(replay) == 9
+
+
+@pytest.mark.parametrize("drawn", [0, 7])
+def test_state_goes_on_where_it_was(drawn):
+    replay = Replay(100, seed=0)
+    replay.add([episode(i, 3) for i in range(4)])
+    if drawn:
+        replay.sample(drawn)
+    again = Replay(100, seed=9)
+    again.set_state(replay.get_state())
+    first, second = replay.sample(32), again.sample(32)
+    assert all((first[name] == second[name]).all() for name in first)
+    again.add([episode(5, 1)])
+    assert len(again) == len(replay) + 1
