@@ -358,26 +358,33 @@ def finetune_command(
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
     batch_size: Annotated[int, typer.Option(min=2, help="Images in one step.")] = 128,
     seed: Annotated[int, typer.Option(help="Of order and augmentation.")] = 0,
+    precision: Annotated[
+        str | None,
+        _choice(
+            ("float32", "bfloat16"),
+            "Of training, where weights stay float32; default: as the search evaluated.",
+        ),
+    ] = None,
     device: DeviceOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune the winner of a search; what is reported is the last epoch."""
     data, base = _of_run(run, data_dir)
-    _finetune_shown(run, base, data, epochs, lr, batch_size, seed, device)
+    _finetune_shown(run, base, data, epochs, lr, batch_size, seed, device, precision)
     _show_measures(run, base, data, as_json)
 
 
 def _finetune_shown(
     folder: Path, base: nn.Module, data: Data, epochs: int, lr: float, batch_size: int,
-    seed: int, device: str | None,
+    seed: int, device: str | None, precision: str | None = None,
 ) -> None:  # fmt: skip
     steps = epochs * steps_per_epoch(data.train, batch_size)
     with _progress("fine-tuning the winner", steps, 100) as advance:
         try:
             finetune(
                 folder, data, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed,
-                device=device or _default_device(), network=base,
+                device=device or _default_device(), precision=precision, network=base,
                 on_step=lambda step, loss: advance(step, f"loss {loss:.3f}"),
             )  # fmt: skip
         except KeyboardInterrupt:

@@ -19,6 +19,7 @@ def finetune(
     batch_size: int = 128,
     seed: int = 0,
     device: str = "cpu",
+    precision: str | None = None,
     network: nn.Module | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> nn.Module:
@@ -35,6 +36,8 @@ def finetune(
         batch_size: images in one step.
         seed: of order and augmentation.
         device: to train on.
+        precision: see :func:`~gnnrl_ray.training.train`; default: what the search found
+            to be fast and right.
         network: see :func:`~gnnrl_ray.run.load_pruned`.
         on_step: called with the number of steps done and the last loss.
 
@@ -42,6 +45,8 @@ def finetune(
         The fine-tuned network, also in ``finetuned.safetensors``.
     """
     folder = Path(folder)
+    if precision is None:
+        precision = (Run.open(folder).evaluation or {}).get("precision", "float32")
     smaller = load_pruned(folder, network, "pruned").to(device)
     done = 0
 
@@ -55,13 +60,13 @@ def finetune(
     try:
         train(
             smaller, data.train.to(device), steps=steps, lr=lr, batch_size=batch_size,
-            seed=seed, on_step=count,
+            seed=seed, precision=precision, on_step=count,
         )  # fmt: skip
     finally:
         Run.open(folder).save_network("finetuned", smaller.eval())
         write_json(
             folder / "finetune.json",
             {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed,
-             "steps": steps, "steps_done": done},
+             "precision": precision, "steps": steps, "steps_done": done},
         )  # fmt: skip
     return smaller

@@ -184,7 +184,10 @@ class Objective:
             steps = self._finetune
             if steps == "epoch":
                 steps = steps_per_epoch(self._data.train)
-            train(network, self._data.train, steps=steps, lr=_EPISODE_LR, seed=self._seed)
+            train(
+                network, self._data.train, steps=steps, lr=_EPISODE_LR, seed=self._seed,
+                precision=self.form.precision,
+            )  # fmt: skip
         return network
 
     def __call__(self, widths: np.ndarray) -> Outcome:

@@ -69,3 +69,22 @@ def test_an_epoch_has_its_last_small_batch(digits):
         digits.train, images=digits.train.images[:129], labels=digits.train.labels[:129]
     )
     assert steps_per_epoch(split, 128) == 2
+
+
+def test_narrow_training_learns_the_same(digits):
+    scores = {}
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        network = ResNet(8)
+        train(network, digits.train, steps=120, seed=3, precision=precision)
+        scores[precision] = accuracy(network, digits.test)
+        assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert scores["float32"] != scores["bfloat16"]
+    assert abs(scores["float32"] - scores["bfloat16"]) < 0.05
+    assert scores["bfloat16"] > 0.8
+
+
+def test_every_step_is_reported_on_a_cpu(network, digits):
+    steps = []
+    train(network, digits.train, steps=5, on_step=lambda step, loss: steps.append(step))
+    assert steps == [1, 2, 3, 4, 5]
