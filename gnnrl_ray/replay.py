@@ -39,7 +39,8 @@ class Replay:
         """Take over what happened in ``episodes``, complete ones."""
         for episode in episodes:
             observations = [np.asarray(o) for o in episode.get_observations()]
-            actions, rewards = episode.get_actions(), episode.get_rewards()
+            actions = episode.get_actions()
+            rewards = np.asarray(episode.get_rewards(), np.float32)
             for t in range(len(episode)):
                 ends = episode.is_terminated and t == len(episode) - 1
                 self._steps.append(

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
@@ -31,6 +32,7 @@ def test_a_batch_is_made_of_transitions():
     assert (batch[Columns.REWARDS] == 100 * number + step).all()
     assert (batch[Columns.NEXT_OBS][:, 1] == step + 1).all()
     assert (batch[Columns.NEXT_OBS][:, 0] == number).all()
+    assert batch[Columns.REWARDS].dtype == torch.float32
     # Cut off is not ended: what would follow still counts.
     assert (batch[Columns.TERMINATEDS] == ((number == 0) & (step == 2))).all()
 
