@@ -1,8 +1,8 @@
-"""A network rewritten for inference on a CPU: fewer, larger operations, narrower numbers.
+"""A network rewritten for inference: fewer, larger operations, narrower numbers.
 
-A convolution, the normalisation behind it, an addition and an activation become one call
-of oneDNN (https://uxlfoundation.github.io/oneDNN/dev_guide_attributes_post_ops.html). What
-does not fit that pattern runs as it is, in the same number format.
+A convolution, the normalisation behind it, an addition and an activation become one call:
+on a CPU, of oneDNN (https://uxlfoundation.github.io/oneDNN/dev_guide_attributes_post_ops.html).
+What does not fit that pattern runs as it is, in the same number format.
 """
 
 import copy
@@ -24,6 +24,11 @@ _ACTIVATIONS: dict[object, tuple[str, list[float]]] = {
     **dict.fromkeys((nn.SiLU, F.silu), ("swish", [])),
     **dict.fromkeys((nn.Hardswish, F.hardswish), ("hardswish", [])),
 }
+# The same without oneDNN.
+_FUNCTIONS = {
+    None: lambda x: x, "relu": F.relu_, "hardtanh": F.relu6, "swish": F.silu,
+    "hardswish": F.hardswish,
+}  # fmt: skip
 _CALL = torch.ops.mkldnn._convolution_pointwise.default
 _CALL_ADDING = torch.ops.mkldnn._convolution_pointwise.binary
 _CALL_ADDING_TO = torch.ops.mkldnn._convolution_pointwise_.binary
@@ -58,7 +63,7 @@ def fuse(
     format they have: narrowing them costs accuracy and saves nothing.
 
     Args:
-        network: on a CPU, in evaluation mode; left as it is.
+        network: in evaluation mode; left as it is.
         input_shape: (C, H, W) of one image.
         dtype: float32 or bfloat16.
 
@@ -76,6 +81,9 @@ class _Fusion:
     ) -> None:
         self._dtype = dtype
         self._network = network
+        on_cpu = next(network.parameters()).device.type == "cpu"
+        onednn = torch.backends.mkldnn
+        self._onednn = on_cpu and onednn.is_available() and onednn.enabled
         self._modules = dict(network.named_modules())
         self._shapes = {
             node.name: value.shape
@@ -170,6 +178,10 @@ class _Fusion:
         geometry = (module.padding, module.stride, module.dilation, module.groups)
         source = self._written[chain.convolution.all_input_nodes[0]]
         activation, numbers = chain.activation
+        if not self._onednn:
+            other = self._written[chain.other] if chain.other else None
+            given = (source, *constants, *geometry, other, activation)
+            return self._graph.call_function(_convolve, given)
         if chain.other is None:
             target, given = _CALL, (source, *constants, *geometry)
             given += (activation or "none", numbers, "")
@@ -216,6 +228,18 @@ class _Fusion:
                         if tensor.is_floating_point():
                             tensor.data = tensor.data.to(self._dtype)
         return copied
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int],
+    stride: tuple[int, int], dilation: tuple[int, int], groups: int,
+    other: Tensor | None, activation: str | None,
+) -> Tensor:  # fmt: skip
+    """Do what a call of oneDNN does, where there is none."""
+    y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    if other is not None:
+        y += other
+    return _FUNCTIONS[activation](y)
 
 
 def _fits(module: nn.Module | None) -> bool:

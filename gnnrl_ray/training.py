@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from gnnrl_ray.data import Split
 
-_EVALUATION_BATCH = 64  # small enough for the caches of a CPU core
+# Small enough for the caches of a CPU core, large enough for a GPU.
+_EVALUATION_BATCH = {"cpu": 64, "cuda": 1000}
 _RECALIBRATION_IMAGES = 250
 _RECALIBRATION_BATCH = 125
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -37,7 +38,7 @@ def accuracy(network: nn.Module, split: Split) -> float:
     """Return the top-1 accuracy of ``network`` on ``split``, in [0, 1]."""
     correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
     with _mode(network, training=False), torch.inference_mode():
-        for images, labels in split.batches(_EVALUATION_BATCH):
+        for images, labels in split.batches(_EVALUATION_BATCH[split.labels.device.type]):
             correct += (network(images).argmax(1) == labels).sum()
     return correct.item() / len(split)
 

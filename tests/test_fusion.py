@@ -72,6 +72,20 @@ def test_a_resnet_becomes_nothing_but_calls(network, groups):
     assert not left & {nn.BatchNorm2d, nn.Conv2d, nn.ReLU}
 
 
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "gated"])
+def test_without_onednn_it_is_the_same(name, rng):
+    """As on a GPU."""
+    network, shape = build(name)
+    groups = trace(network, shape)
+    removed = prune(network, groups, random_widths(groups, rng))
+    with torch.backends.mkldnn.flags(enabled=False):
+        fused = fuse(removed, shape, torch.float32)
+    assert not calls(fused)
+    expected = outputs(removed, images(shape))
+    found = outputs(fused, images(shape))
+    assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item())
+
+
 class Readers(nn.Module):
     """``x`` is added to, and perhaps read again after that."""
 
