@@ -92,14 +92,14 @@ def _network(name: str, data: Data) -> Iterator[Row]:
         n=REPEATS,
     )
     yield row("plain evaluation, masked", name, [images / s for s in reference], "images/s")
-    for keep, network_, times, widths in (
+    for share, network_, times, widths in (
         ("1.0", whole, full, groups.widths), ("0.5", removed, short, half),
     ):  # fmt: skip
         error = abs(evaluator(network_).accuracy - accuracy(network_, split))
         assert error <= TOLERANCE, f"{name} is off by {error:.2%}"
         limit = images * int(costs.macs(widths)) / rate
         yield row(
-            f"evaluation, keep {keep}, {form.precision}", name,
+            f"evaluation, keep {share}, {form.precision}", name,
             [images / s for s in times], "images/s",
             plain=mean(reference) / mean(times), limit=limit / mean(times),
         )  # fmt: skip

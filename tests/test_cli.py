@@ -42,7 +42,10 @@ def command(capsys, monkeypatch):
     return command
 
 
-SHORT = ("--method", "random", "--episodes", "3", "--finetune", "none", "--epochs", "0")
+SHORT = (
+    "--method", "random", "--episodes", "3", "--finetune", "none", "--epochs", "0",
+    "--precision", "float32",
+)  # fmt: skip
 
 
 def test_search_finetune_evaluate(command, home):

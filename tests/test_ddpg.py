@@ -144,6 +144,46 @@ def test_one_update_equals_two_backward_passes_by_hand(build):
         assert torch.allclose(a, b, atol=1e-6)
 
 
+def test_the_end_of_an_episode_has_no_value(build):
+    algorithm = build(config())
+    run(algorithm, 4)
+    module = module_of(algorithm)
+    batch = algorithm._replay.sample(8)
+    batch[Columns.TERMINATEDS] = torch.tensor([True, False] * 4)
+    values = module.forward_target(batch)
+    assert (values[::2] == 0).all()
+    following = batch[Columns.NEXT_OBS]
+    expected = module.target_critic(following, module.target_actor(following))
+    assert torch.allclose(values[1::2], expected[1::2], atol=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_is_no_step(build):
+    algorithm = build(config())
+    run(algorithm, 6)
+    before = weights_of(algorithm)
+    sample = algorithm._replay.sample
+
+    def spoilt(size):
+        return sample(size) | {Columns.REWARDS: torch.full((size,), torch.inf)}
+
+    algorithm._replay.sample = spoilt
+    algorithm._update()
+    assert same(before, weights_of(algorithm))
+    algorithm._replay.sample = sample
+    algorithm._update()
+    assert not same(before, weights_of(algorithm))
+
+
+def test_updates_at_once_are_updates_one_by_one(build):
+    together, apart = build(config()), build(config())
+    for algorithm in (together, apart):
+        run(algorithm, 4)
+    together._update(5)
+    for _ in range(5):
+        apart._update()
+    assert same(weights_of(together), weights_of(apart))
+
+
 def test_targets_follow_by_tau(build):
     algorithm = build(config(tau=0.25))
     run(algorithm, 4)
@@ -201,6 +241,15 @@ def test_many_runners_share_one_schedule(build):
     assert set(range(10)) <= set(many)
     for index in range(10):
         assert np.array_equal(alone[index][1], many[index][1])
+
+
+def test_runners_do_not_fight_over_cores(build):
+    """Each has as many threads as it has been given CPUs; half a one is one."""
+    group = build(config().env_runners(num_env_runners=2)).env_runner_group
+    threads = group.foreach_env_runner(
+        lambda runner: torch.get_num_threads(), local_env_runner=False
+    )
+    assert threads == [1, 1]
 
 
 def test_a_checkpoint_goes_on_as_if_nothing_had_happened(build, tmp_path):

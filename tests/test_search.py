@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from gnnrl_ray import accuracy, load_pruned, search
+from gnnrl_ray.evaluation import PRECISIONS
 from gnnrl_ray.journal import Journal
 from gnnrl_ray.objective import Objective
 from gnnrl_ray.run import RunError
@@ -17,6 +19,7 @@ def short(network, digits, tmp_path):
         settings = {
             "episodes": 6,
             "finetune": "none",
+            "precision": "float32",  # what is fastest is not for tests to depend on
             "out": tmp_path / "run",
         } | settings
         return search(network, digits, method=method, **settings)
@@ -81,6 +84,36 @@ def test_an_interrupted_search_scores_nothing_twice(short, network, tmp_path, mo
     assert again.widths == straight.widths
     assert widths(tmp_path / "run") == widths(tmp_path / "straight")
     assert len(scored) - 10 == 3 + 1  # three candidates, and the winner's weights
+
+
+def test_how_candidates_are_evaluated_is_chosen_once(short, tmp_path, monkeypatch):
+    short(episodes=2, precision="auto")
+    facts = json.loads((tmp_path / "run/run.json").read_text())
+    assert facts["evaluation"]["precision"] in PRECISIONS
+    assert facts["evaluation"]["batch"] > 0
+    monkeypatch.setattr(Objective, "choose", lambda *_: pytest.fail("a second time"))
+    short(episodes=3, precision="auto", resume=True)
+    assert json.loads((tmp_path / "run/run.json").read_text()) == facts | {
+        "settings": facts["settings"]
+    }
+
+
+def test_unknown_precisions_are_refused(short):
+    with pytest.raises(ValueError, match="--precision 'int4' is not one of auto, plain"):
+        short(precision="int4")
+
+
+def test_an_early_stop_keeps_the_best(short, tmp_path):
+    """Estimates are marked, and the winner is none of them."""
+    exact = short(out=tmp_path / "exact", episodes=12)
+    hasty = short(out=tmp_path / "hasty", episodes=12, early_stop=True)
+    assert hasty == replace(exact, seconds=hasty.seconds)
+    both = [Journal(tmp_path / name / "journal.jsonl") for name in ("exact", "hasty")]
+    for (_, full), (_, outcome) in zip(*both, strict=True):
+        assert outcome.widths == full.widths
+        assert full.images is None
+        if outcome.images is None:
+            assert outcome.accuracy == full.accuracy
 
 
 def test_a_run_in_the_way_is_refused(short):
