@@ -18,7 +18,7 @@ from gnnrl_ray.data import Data, Split
 from gnnrl_ray.evaluation import TOLERANCE, Evaluator, choose
 from gnnrl_ray.fusion import fuse
 from gnnrl_ray.importance import rank
-from gnnrl_ray.pruner import prune, remove
+from gnnrl_ray.pruner import keep, prune, remove
 from gnnrl_ray.symbolic import symbolic
 from gnnrl_ray.training import recalibrate
 
