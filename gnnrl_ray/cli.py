@@ -361,7 +361,7 @@ def finetune_command(
     precision: Annotated[
         str | None,
         _choice(
-            ("float32", "bfloat16"),
+            PRECISIONS[1:],
             "Of training, where weights stay float32; default: as the search evaluated.",
         ),
     ] = None,

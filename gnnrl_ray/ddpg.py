@@ -22,7 +22,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import POLICY_LOSS_KEY
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.utils import make_target_network
-from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, QNetAPI, TargetNetworkAPI
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, TargetNetworkAPI
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
@@ -175,7 +175,7 @@ class DDPGConfig(AlgorithmConfig):
         return super()._model_config_auto_includes | own
 
 
-class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, QNetAPI):
+class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
     """Actor and critic: with the m-GNN on a ``GraphBox``, plain on any other ``Box``."""
 
     def setup(self) -> None:
@@ -209,10 +209,6 @@ class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, QNetAPI):
 
     def get_target_network_pairs(self) -> list[tuple[nn.Module, nn.Module]]:  # noqa: D102
         return [(self.actor, self.target_actor), (self.critic, self.target_critic)]
-
-    def compute_q_values(self, batch: dict) -> Tensor:
-        """Return Q(s, a) of the batch, [B]."""
-        return self.critic(batch[Columns.OBS], batch[Columns.ACTIONS])
 
     @torch.no_grad()
     def forward_target(self, batch: dict) -> Tensor:

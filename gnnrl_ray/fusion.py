@@ -29,9 +29,6 @@ _FUNCTIONS = {
     None: lambda x: x, "relu": F.relu_, "hardtanh": F.relu6, "swish": F.silu,
     "hardswish": F.hardswish,
 }  # fmt: skip
-_CALL = torch.ops.mkldnn._convolution_pointwise.default
-_CALL_ADDING = torch.ops.mkldnn._convolution_pointwise.binary
-_CALL_ADDING_TO = torch.ops.mkldnn._convolution_pointwise_.binary
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -82,8 +79,14 @@ class _Fusion:
         self._dtype = dtype
         self._network = network
         on_cpu = next(network.parameters()).device.type == "cpu"
-        onednn = torch.backends.mkldnn
-        self._onednn = on_cpu and onednn.is_available() and onednn.enabled
+        library = torch.backends.mkldnn
+        # Plain, adding, and adding to what is there; builds of torch without oneDNN do
+        # not have them.
+        self._calls: tuple = ()
+        if on_cpu and library.is_available() and library.enabled:
+            ops = torch.ops.mkldnn
+            pointwise, in_place = ops._convolution_pointwise, ops._convolution_pointwise_
+            self._calls = (pointwise.default, pointwise.binary, in_place.binary)
         self._modules = dict(network.named_modules())
         self._shapes = {
             node.name: value.shape
@@ -178,27 +181,28 @@ class _Fusion:
         geometry = (module.padding, module.stride, module.dilation, module.groups)
         source = self._written[chain.convolution.all_input_nodes[0]]
         activation, numbers = chain.activation
-        if not self._onednn:
+        if not self._calls:
             other = self._written[chain.other] if chain.other else None
             given = (source, *constants, *geometry, other, activation)
             return self._graph.call_function(_convolve, given)
+        plain, adding, adding_to = self._calls
         if chain.other is None:
-            target, given = _CALL, (source, *constants, *geometry)
+            target, given = plain, (source, *constants, *geometry)
             given += (activation or "none", numbers, "")
         else:
             other = self._written[chain.other]
             added = (*constants, *geometry, "add", 1.0, activation, numbers, "")
             if self._is_spent(chain.other):
-                target, given = _CALL_ADDING_TO, (other, source, *added)
+                target, given = adding_to, (other, source, *added)
             else:
-                target, given = _CALL_ADDING, (source, other, *added)
+                target, given = adding, (source, other, *added)
         return self._graph.call_function(target, given)
 
     def _is_spent(self, node: fx.Node) -> bool:
         """Say whether what is written now reads ``node`` last, and may write over it."""
         written = self._written[node]
         calls = (written, *written.users)
-        fresh = all(call.target in (_CALL, _CALL_ADDING, _CALL_ADDING_TO) for call in calls)
+        fresh = all(call.target in self._calls for call in calls)
         return fresh and len(written.users) == len(node.users) - 1
 
     def _constant(self, name: str, value: Tensor) -> fx.Node:
