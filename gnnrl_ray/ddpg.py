@@ -200,6 +200,10 @@ class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
             )
         return VectorEncoder(int(np.prod(space.shape)))
 
+    def train(self, mode: bool = True) -> "DDPGModule":
+        """Change the mode if it is another: RLlib asks before each step."""
+        return self if self.training == mode else super().train(mode)
+
     def get_non_inference_attributes(self) -> list[str]:  # noqa: D102
         return ["critic", "target_actor", "target_critic"]
 

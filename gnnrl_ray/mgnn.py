@@ -177,12 +177,12 @@ class LevelEncoder(nn.Module):
 
     def forward(self, states: Tensor, plan: LevelPlan) -> Tensor:
         """Embed the distinct states of the level, [S, D], from those below, [S', F]."""
-        e = self.project(states)[plan.children]
+        e = self.project(states).index_select(0, plan.children)
         h = None  # stands for ones
         for convolution in self.convolutions:
             h = torch.relu(convolution(h, plan.arcs, e, plan.shares))
         assert h is not None, "at least one round"
-        weighted = h * self.alpha[plan.places][:, None]
+        weighted = h * self.alpha.index_select(0, plan.places)[:, None]
         pooled = weighted.new_zeros(plan.states, weighted.shape[1])
         return self.norm(pooled.index_add(0, plan.owners, weighted))
 
