@@ -22,7 +22,7 @@ from gnnrl_ray.pruner import keep, prune, remove
 from gnnrl_ray.symbolic import symbolic
 from gnnrl_ray.training import recalibrate
 
-REPEATS = 3
+REPEATS = 5
 CANDIDATES = 40  # for the early stop
 
 
