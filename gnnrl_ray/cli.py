@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 
 import torch
 import typer
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,6 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from torch import nn
 from typer.models import OptionInfo
 
@@ -29,11 +31,13 @@ from gnnrl_ray.drawing import draw_graph
 from gnnrl_ray.env import TIMEOUTS
 from gnnrl_ray.evaluation import PRECISIONS
 from gnnrl_ray.finetuning import finetune
+from gnnrl_ray.folder import Folder
 from gnnrl_ray.graph import HierarchicalGraph
 from gnnrl_ray.groups import trace
 from gnnrl_ray.importance import IMPORTANCES
 from gnnrl_ray.journal import JournalError
 from gnnrl_ray.objective import Outcome, parse_finetune
+from gnnrl_ray.panel import Panel
 from gnnrl_ray.report import (
     describe,
     draw_search,
@@ -44,7 +48,7 @@ from gnnrl_ray.report import (
     motifs_table,
     whole_table,
 )
-from gnnrl_ray.run import Run, load_pruned
+from gnnrl_ray.run import FREE, Run, load_pruned
 from gnnrl_ray.search import METHODS, search
 from gnnrl_ray.training import TrainingError, steps_per_epoch, train
 from gnnrl_ray.zoo import NETWORKS, build_network, load_network
@@ -59,6 +63,7 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)  # and progress, so that output can be piped
 
+_COMMAND_LINE = ParameterSource.COMMANDLINE
 # The embedded data set, small enough to train a network and its winner on the spot.
 _EMBEDDED, _EMBEDDED_EPOCHS = "digits", 20
 
@@ -117,7 +122,7 @@ LevelsOption = Annotated[
         help="Of the graph: 1 flat, 2 with motifs, 3 with stages of motifs, if any repeat.",
     ),
 ]  # fmt: skip
-RunArgument = Annotated[Path, typer.Argument(help="Run directory of a search.")]
+RunArgument = Annotated[str, typer.Argument(help="Run directory of a search, or its URI.")]
 
 
 @contextlib.contextmanager
@@ -198,6 +203,7 @@ def _number(text: str) -> float | str:
 
 @app.command("search")
 def search_command(
+    context: typer.Context,
     network: NetworkOption = "resnet20",
     dataset: DatasetOption = _EMBEDDED,
     flops: Annotated[
@@ -258,10 +264,41 @@ def search_command(
         ),
     ] = False,
     env_runners: Annotated[
-        int, typer.Option(min=0, help="Ray actors; 0 runs all in this process.")
+        int,
+        typer.Option(
+            min=0,
+            help="Ray actors, each with one episode at a time; 0 runs all in this process.",
+        ),
     ] = 0,
+    cpus_per_env_runner: Annotated[
+        float, typer.Option(min=0, help="For each actor; it runs as many threads.")
+    ] = 1.0,
     gpus_per_env_runner: Annotated[
-        float, typer.Option(min=0, help="Share of a GPU for each actor.")
+        float,
+        typer.Option(min=0, help="Share of a GPU, and of its memory, for each actor."),
+    ] = 0.0,
+    episode_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Seconds after which an episode's actor is replaced; 0: never."
+        ),
+    ] = 3600.0,
+    max_retries: Annotated[
+        int,
+        typer.Option(
+            min=0, help="How often a lost episode is run again before it is left out."
+        ),
+    ] = 3,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster to run on, auto for this machine's; default: the one that "
+            "this is a job of, else one of this machine, for as long as the search lasts."
+        ),
+    ] = None,
+    wait_for_nodes: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds that the cluster has to become large enough."),
     ] = 0.0,
     device: DeviceOption = None,
     epochs: Annotated[
@@ -276,21 +313,27 @@ def search_command(
     data_dir: DataDirOption = None,
     weights: WeightsOption = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Run directory; default: runs/NETWORK-DATASET-METHOD."),
+        str | None,
+        typer.Option(
+            help="Run directory or URI (s3://...); default: runs/NETWORK-DATASET-METHOD."
+        ),
     ] = None,
     resume: Annotated[
-        Path | None,
-        typer.Option(help="Continue this run, with the settings it was started with."),
+        str | None,
+        typer.Option(
+            help="Continue this run, with the settings it was started with, but for "
+            "--episodes, --device, --data-dir and what concerns env runners."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
+    quiet: Annotated[bool, typer.Option(help="Say nothing while it goes on.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Search for the best widths within a budget.
 
     Without arguments: ResNet-20 on scikit-learn's digits at half the MACs, in minutes.
     """
-    folder = out or Path(f"runs/{network.replace(':', '-')}-{dataset}-{method}")
+    folder = out or f"runs/{network.replace(':', '-')}-{dataset}-{method}"
     settings = {
         "flops": _number(flops), "episodes": episodes, "method": method,
         "finetune": parse_finetune(finetune_), "importance": importance,
@@ -299,12 +342,16 @@ def search_command(
         "on_timeout": on_timeout,
         "max_steps": max_steps, "seed": seed, "precision": precision,
         "early_stop": early_stop, "env_runners": env_runners,
-        "gpus_per_env_runner": gpus_per_env_runner, "device": device, "name": network,
+        "cpus_per_env_runner": cpus_per_env_runner,
+        "gpus_per_env_runner": gpus_per_env_runner, "episode_timeout": episode_timeout,
+        "max_retries": max_retries, "device": device, "name": network,
         "weights": weights, "data_dir": data_dir,
     }  # fmt: skip
     if resume:
         folder, run = resume, Run.open(resume)
-        settings = run.settings
+        # What may change when a run goes on, where the command line says so.
+        given = {n for n in settings if context.get_parameter_source(n) == _COMMAND_LINE}
+        settings = run.settings | {n: settings[n] for n in given & set(FREE)}
         dataset, validation = run.about["dataset"], run.about["validation"]
     _check_name(settings["name"])
     data = load_data(dataset, settings["data_dir"], validation)
@@ -315,15 +362,20 @@ def search_command(
     costs.check_budget(settings["flops"], settings["min_keep"])
     base = _base_network(settings["name"], data, settings["weights"])
     total = 1 if settings["method"] == "uniform" else settings["episodes"]
-    with _progress(f"{settings['method']} on {settings['name']}", total, 10) as advance:
+    with Panel(
+        f"{settings['method']} on {settings['name']}", total, errors, quiet
+    ) as panel:
 
-        def on_episode(done: int, best: Outcome) -> None:
-            advance(done, f"best {best.accuracy:.2%}")
+        def on_episode(done: int, best: Outcome | None) -> None:
+            panel.episode(done, best and best.accuracy)
 
+        if resume:
+            panel.begin(len(run.journal))
         try:
             outcome = search(
                 base, data, **settings, out=folder, resume=resume is not None,
-                overwrite=overwrite, on_episode=on_episode,
+                overwrite=overwrite, address=address, wait_for_nodes=wait_for_nodes,
+                on_episode=on_episode, on_status=panel.status,
             )  # fmt: skip
         except KeyboardInterrupt:
             _interrupted(folder, total)
@@ -341,7 +393,7 @@ def search_command(
         )
 
 
-def _interrupted(folder: Path, total: int) -> NoReturn:
+def _interrupted(folder: str, total: int) -> NoReturn:
     journal = Run.open(folder).journal
     best = journal.best()
     said = f"{len(journal)} of {total} episodes are in {folder}/journal.jsonl"
@@ -349,6 +401,78 @@ def _interrupted(folder: Path, total: int) -> NoReturn:
         said += f", the best so far ({best[1].accuracy:.2%}) in {folder}/best.json"
     errors.print(f"\nInterrupted: {said}. Go on with: gnnrl-ray search --resume {folder}")
     raise typer.Exit(130)
+
+
+@app.command("sweep")
+def sweep_command(
+    file: Annotated[
+        Path, typer.Argument(help="TOML; see tuned_examples/sweep_warmup_noise.toml.")
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(help="Directory that all nodes see, or a URI; default: sweeps/FILE."),
+    ] = None,
+    gpus: Annotated[
+        float,
+        typer.Option(min=0, help="Of all searches at a time; split among their actors."),
+    ] = 0.0,
+    at_once: Annotated[
+        int | None,
+        typer.Option(min=1, help="Searches at a time; default: as many as there is room."),
+    ] = None,
+    data_dir: DataDirOption = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to run on, as for `search`.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the sweep in --out.")] = False,
+    wandb: Annotated[
+        str | None,
+        typer.Option(metavar="PROJECT", help="Report to Weights & Biases, too."),
+    ] = None,
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="URI", help="Report to MLflow, too.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="Say nothing while it goes on.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Try settings of search and agent beside each other, with Ray Tune."""
+    from gnnrl_ray.sweep import Sweep, over_seeds, run_sweep, tracking
+
+    sweep = Sweep.read(file)
+    folder = out or f"sweeps/{file.stem}"
+    each = sweep.search.get("episodes", 180)
+    with Panel(f"sweep {file.stem}", sweep.size * each, errors, quiet) as panel:
+
+        def on_progress(last: dict[str, dict]) -> None:
+            done = sum(result["episode"] for result in last.values())
+            panel.episode(done, max(result["accuracy"] for result in last.values()))
+
+        try:
+            table = run_sweep(
+                sweep, folder, gpus=gpus, at_once=at_once, data_dir=data_dir,
+                address=address, resume=resume, on_progress=on_progress,
+                loggers=tracking(file.stem, wandb, mlflow),
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            errors.print(
+                f"\nInterrupted: go on with: gnnrl-ray sweep {file} --out {folder} --resume"
+            )
+            raise typer.Exit(130) from None
+    if as_json:
+        print(table.to_json(orient="records"))
+        return
+    summary = over_seeds(sweep, table)
+    shown = Table(title=f"{len(table)} searches, best validation accuracy")
+    for column in summary:
+        shown.add_column(str(column), justify="right")
+    for row in summary.itertuples(index=False):
+        shown.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+    console.print(shown)
+    failed = int(table["accuracy"].isna().sum())
+    console.print(
+        f"best: {table['accuracy'][0]:.2%} in {folder}/{table['run'][0]}; all searches are "
+        f"in {folder}/results.csv" + (f"; {failed} failed" if failed else "")
+    )
 
 
 @app.command("finetune")
@@ -376,7 +500,7 @@ def finetune_command(
 
 
 def _finetune_shown(
-    folder: Path, base: nn.Module, data: Data, epochs: int, lr: float, batch_size: int,
+    folder: str, base: nn.Module, data: Data, epochs: int, lr: float, batch_size: int,
     seed: int, device: str | None, precision: str | None = None,
 ) -> None:  # fmt: skip
     steps = epochs * steps_per_epoch(data.train, batch_size)
@@ -399,7 +523,7 @@ def _finetune_shown(
 @app.command("evaluate")
 def evaluate_command(
     run: Annotated[
-        Path | None, typer.Argument(help="Run directory of a search; or use --network.")
+        str | None, typer.Argument(help="Run directory of a search; or use --network.")
     ] = None,
     network: Annotated[
         str | None, typer.Option(help=f"A dense network: {_NETWORKS}")
@@ -423,17 +547,17 @@ def evaluate_command(
     _show_measures(run, base, data, as_json)
 
 
-def _of_run(folder: Path, data_dir: Path | None) -> tuple[Data, nn.Module]:
+def _of_run(folder: str, data_dir: Path | None) -> tuple[Data, nn.Module]:
     run = Run.open(folder)
     where = data_dir or run.settings["data_dir"]
     data = load_data(run.about["dataset"], where, run.about["validation"])
     return data, _base_network(run.settings["name"], data, run.settings["weights"])
 
 
-def _show_measures(run: Path | None, base: nn.Module, data: Data, as_json: bool) -> None:
+def _show_measures(run: str | None, base: nn.Module, data: Data, as_json: bool) -> None:
     rows = {"dense": measure(base, data)}
     for name in ("pruned", "finetuned"):
-        if run is not None and (run / f"{name}.safetensors").is_file():
+        if run is not None and Folder(run).exists(f"{name}.safetensors"):
             rows[name] = measure(load_pruned(run, base, name), data)
     if as_json:
         print(json.dumps({"dataset": data.name, "validation": data.protocol} | rows))

@@ -6,6 +6,7 @@ and normalisation happen on whole batches.
 Axis letters: N images, H height, W width, C channels, B batch.
 """
 
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -50,6 +51,21 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getstate__(self) -> dict:
+        # Arrays are read from Ray's object store in place; tensors would be copied out.
+        state = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in state.items()
+        }
+
+    def __setstate__(self, state: dict) -> None:
+        for name, value in state.items():
+            if isinstance(value, np.ndarray):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # read-only, as it stays
+                    value = torch.from_numpy(value)
+            object.__setattr__(self, name, value)
 
     def take(self, index: Tensor) -> "Split":
         """Return the split of the images at ``index`` (int64 [M])."""

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 import torch.nn.functional as F
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import POLICY_LOSS_KEY
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
@@ -26,7 +27,6 @@ from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, TargetNetworkAPI
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
-from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.from_config import NotProvided
 from ray.rllib.utils.metrics import (
@@ -39,14 +39,14 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from gnnrl_ray.episodes import Episodes, Finished
 from gnnrl_ray.mgnn import Actor, Critic, GraphEncoder, VectorEncoder
 from gnnrl_ray.replay import Replay
 
 Q, Q_OF_ACTOR, Q_NEXT = "q", "q_of_actor", "q_next"
 QF_LOSS_KEY = "qf_loss"
 _logger = logging.getLogger(__name__)
-_REQUEST = "sample_episode"
-_POLL_SECONDS = 0.1
+_WAIT_SECONDS = 0.2  # at most, before somebody is told how things are
 _UPDATES_AT_ONCE = 8  # what RLlib does around one takes as long as the update itself
 
 
@@ -82,6 +82,8 @@ class DDPGConfig(AlgorithmConfig):
         self.noise_floor = 0.0
         self.updates_per_step = 1.0
         self.max_updates_owed = 64
+        self.episode_timeout = 0.0
+        self.max_retries = 3
         self.replay_capacity = 2000
         self.hidden = (300, 300)
         self.graph_dim = 64
@@ -91,7 +93,6 @@ class DDPGConfig(AlgorithmConfig):
         self.train_batch_size_per_learner = 64
         self.env_runner_cls = DDPGEnvRunner
         self.batch_mode = "complete_episodes"
-        self.min_sample_timesteps_per_iteration = 1
         self.normalize_actions = False
         self.clip_actions = False
         self.log_sys_usage = False
@@ -111,6 +112,8 @@ class DDPGConfig(AlgorithmConfig):
         noise_floor: float = NotProvided,
         updates_per_step: float = NotProvided,
         max_updates_owed: int = NotProvided,
+        episode_timeout: float = NotProvided,
+        max_retries: int = NotProvided,
         replay_capacity: int = NotProvided,
         hidden: tuple[int, ...] = NotProvided,
         graph_dim: int = NotProvided,
@@ -130,7 +133,11 @@ class DDPGConfig(AlgorithmConfig):
             noise_decay: factor on it per episode.
             noise_floor: what it does not fall below.
             updates_per_step: gradient steps for each step of the environment.
-            max_updates_owed: no new episode starts while more are outstanding.
+            max_updates_owed: no new episode starts while so many are outstanding.
+            episode_timeout: seconds after which an episode's env runner is replaced; 0
+                for never. Not for episodes in this process.
+            max_retries: how often an episode is run again that failed with its env
+                runner, or by an exception in an actor.
             replay_capacity: steps that are remembered.
             hidden: widths of the hidden layers of actor and critic.
             graph_dim: embedding dimension of the m-GNN.
@@ -339,18 +346,44 @@ class DDPGEnvRunner(SingleAgentEnvRunner):
         if config.num_gpus_per_env_runner:
             config = config.copy(copy_frozen=False)
             config.num_gpus_per_env_runner = 0
+        self._options: dict | None = None
         super().__init__(config=config, **kwargs)
 
-    def sample_episode(
-        self, index: int, explore: bool = True
-    ) -> tuple[int, list[SingleAgentEpisode], dict]:
-        """Run episode ``index``; its noise and seeds follow from the index alone."""
-        entropy = np.random.SeedSequence([self.config.seed or 0, index])
+    def run_episode(
+        self, number: int, weights: dict | None = None, options: dict | None = None,
+        explore: bool = True,
+    ) -> Finished:  # fmt: skip
+        """Run episode ``number``; its noise and seeds follow from the number alone.
+
+        Args:
+            number: of the episode.
+            weights: of the module, unless it is to stay as it is.
+            options: for ``reset`` of the environment.
+            explore: whether to add noise.
+        """
+        if weights is not None:
+            self.module.set_state(weights)
+        self._options = options
+        entropy = np.random.SeedSequence([self.config.seed or 0, number])
         self._seed = int(entropy.generate_state(1)[0] >> 1)
-        self.module.unwrapped().episode = index
+        self.module.unwrapped().episode = number
         self.module.unwrapped().generator = np.random.default_rng(entropy)
         episodes = self.sample(num_episodes=1, explore=explore)
-        return index, episodes, self.get_metrics()
+        return Finished(number, episodes, self.get_metrics())
+
+    def attempt_episode(self, number: int, **request: Any) -> Finished:
+        """Do the same, but say what went wrong instead of raising it.
+
+        An exception would cost this actor its life, and others the time to start it anew.
+        """
+        try:
+            return self.run_episode(number, **request)
+        except Exception as error:
+            cause = error.__cause__ or error  # RLlib wraps what environments raise
+            return Finished(number, failed=f"{type(cause).__name__}: {cause}")
+
+    def _try_env_reset(self, *, seed: int | None = None, options: dict | None = None):
+        return super()._try_env_reset(seed=seed, options=options or self._options)
 
 
 class DDPG(Algorithm):
@@ -361,11 +394,17 @@ class DDPG(Algorithm):
     episode holds up nobody.
 
     Attributes:
-        on_episode: called in this process with the number and the episode, before
+        on_episode: called in this process with every episode that is over, before
             anything is learnt from it.
+        on_wait: called in this process a few times a second.
+        recall: returns the episode of a number if it is known from elsewhere, else None.
+        options: returns what the environment's ``reset`` is given in an actor.
     """
 
-    on_episode: Callable[[int, SingleAgentEpisode], None] | None = None
+    on_episode: Callable[[Finished], None] | None = None
+    on_wait: Callable[[], None] | None = None
+    recall: Callable[[int], Finished | None] | None = None
+    options: Callable[[], dict | ray.ObjectRef | None] | None = None
 
     @classmethod
     def get_default_config(cls) -> DDPGConfig:  # noqa: D102
@@ -373,11 +412,9 @@ class DDPG(Algorithm):
 
     def setup(self, config: DDPGConfig) -> None:
         """Build runners, learner and replay buffer, and seed what RLlib leaves alone."""
-        self._next_episode = 0
         self._episodes_done = 0
-        self._lost: list[int] = []
-        self._under_way: dict[int, int] = {}  # episode number by env runner
         self._updates_owed = 0.0
+        self._weights: ray.ObjectRef | None = None  # of the module, since the last update
         super().setup(config)
         group = self.env_runner_group
         if group.num_remote_env_runners() and not group.healthy_env_runner_ids():
@@ -385,95 +422,98 @@ class DDPG(Algorithm):
                 "every env runner died while it was set up; run with 0 env runners to "
                 "see why in this process."
             )
+        self.episodes = Episodes(
+            group._worker_manager.actors(),
+            self.config.episode_timeout,
+            self.config.max_retries,
+        )
         self._replay = Replay(self.config.replay_capacity, self.config.seed)
 
     @property
     def episodes_done(self) -> int:
-        """How many episodes have been run and learnt from."""
+        """How many episodes have been run and learnt from, or given up."""
         return self._episodes_done
 
     def training_step(self) -> None:
-        """Collect what is finished, then learn for a while."""
-        for index, episodes, metrics in self._collect():
-            self.metrics.aggregate([metrics], key=ENV_RUNNER_RESULTS)
-            for episode in episodes:
-                if self.on_episode is not None:
-                    self.on_episode(index, episode)
-                self._updates_owed += len(episode) * self.config.updates_per_step
-            self._replay.add(episodes)
-            self._episodes_done += 1
-        if self._warm:
-            # While episodes are under way, look after them every few updates.
-            most = _UPDATES_AT_ONCE if self._under_way else self._updates_owed
-            left = int(min(most, self._updates_owed))
-            with _one_thread():
-                while left > 0:
-                    count = min(left, _UPDATES_AT_ONCE)
-                    self._update(count)
-                    self._updates_owed -= count
-                    left -= count
+        """Act, and learn meanwhile, until an episode is over."""
+        over = False
+        while not over and not self.episodes.exhausted:
+            for finished in self._collect():
+                self._take_in(finished)
+                over = True
+            if self._warm and len(self._replay):
+                # While episodes are under way, look after them every few updates.
+                owed = self._updates_owed
+                self._learn(
+                    min(_UPDATES_AT_ONCE, owed) if self.episodes.under_way else owed
+                )
+            if self.on_wait is not None:
+                self.on_wait()
+
+    def _take_in(self, finished: Finished) -> None:
+        if self.on_episode is not None:
+            self.on_episode(finished)
+        if finished.metrics:
+            self.metrics.aggregate([finished.metrics], key=ENV_RUNNER_RESULTS)
+        for episode in finished.episodes:
+            self._updates_owed += len(episode) * self.config.updates_per_step
+        self._replay.add(finished.episodes)
+        self._episodes_done += 1
+
+    def _learn(self, updates: float) -> None:
+        """Do so many updates, whole ones."""
+        left = int(updates)
+        with _one_thread():
+            while left > 0:
+                count = min(left, _UPDATES_AT_ONCE)
+                self._update(count)
+                self._updates_owed -= count
+                left -= count
 
     @property
     def _warm(self) -> bool:
         return self._episodes_done >= self.config.warmup_episodes
 
-    def _collect(self) -> list[tuple[int, list[SingleAgentEpisode], dict]]:
-        group = self.env_runner_group
-        if group.num_remote_env_runners() == 0:
-            self._send_weights(None)
-            return [group.local_env_runner.sample_episode(self._take_number())]
+    def _collect(self) -> list[Finished]:
+        known = self._recalled(self.episodes.peek())
+        if known is not None:
+            self.episodes.take()
+            return [known]
+        runners = self.env_runner_group.num_remote_env_runners()
+        if runners == 0:
+            weights = self._module_state()
+            local = self.env_runner_group.local_env_runner
+            return [local.run_episode(self.episodes.take(), weights)]
         self._start_episodes()
-        busy = self._warm and self._updates_owed >= 1 and group.num_remote_env_runners() > 1
-        finished = group.fetch_ready_async_reqs(
-            tags=[_REQUEST], timeout_seconds=0.0 if busy else _POLL_SECONDS
-        )
-        for runner, _ in finished:
-            self._under_way.pop(runner, None)
-        # A dead runner counts as healthy again once it is restarted: look now.
-        healthy = set(group.healthy_env_runner_ids())
-        for runner in self._under_way.keys() - healthy:
-            self._lost.append(self._under_way.pop(runner))
-        return [result for _, result in finished]
+        busy = self._warm and self._updates_owed >= 1
+        return self.episodes.collect(0.0 if busy else _WAIT_SECONDS)
+
+    def _recalled(self, number: int) -> Finished | None:
+        return self.recall(number) if self.recall is not None else None
 
     def _start_episodes(self) -> None:
         """Give every idle env runner new weights and an episode."""
-        if self._warm and self._updates_owed > self.config.max_updates_owed:
+        alone, owed = len(self.episodes.status()) == 1, self._updates_owed
+        if self._warm and (owed > self.config.max_updates_owed or (alone and owed >= 1)):
             return
-        group = self.env_runner_group
-        alone = group.num_remote_env_runners() == 1
-        if alone and self._warm and self._updates_owed >= 1:
-            return
-        idle = sorted(set(group.healthy_env_runner_ids()) - self._under_way.keys())
-        if idle:
-            self._send_weights(idle)
-        for runner in idle:
-            index = self._take_number()
-            sent = group.foreach_env_runner_async(
-                _REQUEST,
-                tag=_REQUEST,
-                kwargs={"index": index},
-                remote_worker_ids=[runner],
-            )
-            if sent:
-                self._under_way[runner] = index
-            else:
-                self._lost.append(index)
+        for runner in self.episodes.idle:
+            number = self.episodes.peek()
+            if number >= self.episodes.limit or self._recalled(number) is not None:
+                return
+            if self._weights is None:
+                self._weights = ray.put(self._module_state())
+            options = self.options() if self.options is not None else None
+            self.episodes.start(runner, weights=self._weights, options=options)
 
-    def _send_weights(self, runners: list[int] | None) -> None:
-        self.env_runner_group.sync_weights(
-            from_worker_or_learner_group=self.learner_group,
-            to_worker_indices=runners,
-            inference_only=True,
-        )
-
-    def _take_number(self) -> int:
-        if self._lost:
-            return self._lost.pop(self._lost.index(min(self._lost)))
-        self._next_episode += 1
-        return self._next_episode - 1
+    def _module_state(self) -> dict:
+        """Return the state of the actor network."""
+        path = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
+        state = self.learner_group.get_state(components=path, inference_only=True)
+        return state[COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
 
     def _update(self, count: int = 1) -> None:
         """Take ``count`` gradient steps."""
+        self._weights = None
         size = count * self.config.total_train_batch_size
         batch = SampleBatch(self._replay.sample(size))
         steps = self.metrics.peek(
@@ -492,10 +532,8 @@ class DDPG(Algorithm):
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component("ddpg", components, not_components):
             state["ddpg"] = {
-                "next_episode": self._next_episode,
+                "episodes": self.episodes.get_state(),
                 "episodes_done": self._episodes_done,
-                # Episodes under way are lost with this process: to be run again.
-                "lost": sorted([*self._lost, *self._under_way.values()]),
                 "updates_owed": self._updates_owed,
                 "replay": self._replay.get_state(),
             }
@@ -506,8 +544,7 @@ class DDPG(Algorithm):
         super().set_state(state)
         if "ddpg" in state:
             own = state["ddpg"]
-            self._next_episode = own["next_episode"]
+            self.episodes.set_state(own["episodes"])
             self._episodes_done = own["episodes_done"]
-            self._lost = list(own["lost"])
             self._updates_owed = own["updates_owed"]
             self._replay.set_state(own["replay"])

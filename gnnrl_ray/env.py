@@ -70,8 +70,14 @@ class PruningEnv(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict | None = None
     ) -> tuple[np.ndarray, dict]:
-        """Return the dense network's graph, float32 [E, F]."""
+        """Return the dense network's graph, float32 [E, F].
+
+        Args:
+            seed: of nothing: the environment is not random.
+            options: ``outcomes``, a list of those that need not be scored again.
+        """
         super().reset(seed=seed)
+        self.objective.learn((options or {}).get("outcomes", ()))
         self._widths = self.objective.groups.widths
         self._steps = 0
         return self._graph.features(self._widths), {}

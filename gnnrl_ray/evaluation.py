@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -116,6 +116,22 @@ class Evaluator:
         return fuse(network, tuple(self._images.shape[1:]), dtype)
 
     def _run(self, fused: fx.GraphModule, images: Tensor) -> Tensor:
+        """Return logits float32 [N, K]; in smaller batches, where memory is short."""
+        try:
+            return self._pass(fused, images)
+        except torch.OutOfMemoryError:
+            if self._form.batch == 1:
+                raise
+            self._form = replace(self._form, batch=self._form.batch // 2)
+            warnings.warn(
+                f"out of memory; evaluating {self._form.batch} images at a time.",
+                stacklevel=2,
+            )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return self._run(fused, images)
+
+    def _pass(self, fused: fx.GraphModule, images: Tensor) -> Tensor:
         """Return logits float32 [N, K].
 
         On a CPU, every thread has a batch of its own: sharing one costs them more time.

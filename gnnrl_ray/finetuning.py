@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from gnnrl_ray.data import Data
-from gnnrl_ray.run import Run, load_pruned, write_json
+from gnnrl_ray.run import Run, load_pruned
 from gnnrl_ray.training import steps_per_epoch, train
 
 
@@ -44,9 +44,9 @@ def finetune(
     Returns:
         The fine-tuned network, also in ``finetuned.safetensors``.
     """
-    folder = Path(folder)
+    run = Run.open(folder)
     if precision is None:
-        precision = (Run.open(folder).evaluation or {}).get("precision", "float32")
+        precision = (run.evaluation or {}).get("precision", "float32")
     smaller = load_pruned(folder, network, "pruned").to(device)
     done = 0
 
@@ -63,9 +63,9 @@ def finetune(
             seed=seed, precision=precision, on_step=count,
         )  # fmt: skip
     finally:
-        Run.open(folder).save_network("finetuned", smaller.eval())
-        write_json(
-            folder / "finetune.json",
+        run.save_network("finetuned", smaller.eval())
+        run.write_json(
+            "finetune.json",
             {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed,
              "precision": precision, "steps": steps, "steps_done": done},
         )  # fmt: skip

@@ -1,8 +1,8 @@
 """Runs and networks as numbers, tables and pictures for people."""
 
+import io
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -164,8 +164,8 @@ def _shortened(words: Sequence[str]) -> str:
     return " ".join(word if n == 1 else f"{word} x{n}" for word, n in runs)
 
 
-def draw_search(run: Run) -> Path:
-    """Draw accuracy by episode and the winner's widths; return the picture's path."""
+def draw_search(run: Run) -> None:
+    """Draw accuracy by episode and the winner's widths, as ``search.png`` of the run."""
     episodes = np.array([episode for episode, _ in run.journal])
     scores = np.array([outcome.accuracy for _, outcome in run.journal])
     best = run.best()
@@ -182,7 +182,7 @@ def draw_search(run: Run) -> Path:
     right.invert_yaxis()
     right.set(xlabel="share of channels kept", xlim=(0, 1))
     right.set_title(f"winner: episode {best['episode']}, {best['accuracy']:.2%}")
-    path = run.folder / "search.png"
-    figure.savefig(path, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
     plt.close(figure)
-    return path
+    run.folder.write("search.png", picture.getvalue())

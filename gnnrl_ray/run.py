@@ -2,13 +2,13 @@
 
 ``run.json`` settings, versions, hardware and how candidates are evaluated;
 ``journal.jsonl`` every outcome; ``best.json`` the winner; ``pruned.safetensors`` its
-weights, ``finetuned.safetensors`` after fine-tuning; ``checkpoint/`` the agent.
+weights, ``finetuned.safetensors`` after fine-tuning; ``checkpoint.zip`` the agent. The
+directory may be behind any URI that fsspec knows.
 """
 
 import json
 import os
 import platform
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from gnnrl_ray.costs import Costs
+from gnnrl_ray.folder import Folder
 from gnnrl_ray.groups import ChannelGroups, trace
 from gnnrl_ray.journal import Journal
 from gnnrl_ray.pruner import remove
@@ -24,6 +25,11 @@ from gnnrl_ray.zoo import build_network, is_ours
 from gnnrl_ray.zoo.weights import load_weights, save_weights
 
 _PACKAGES = ("gnnrl-ray", "ray", "torch", "torch-geometric", "numpy")
+# What may change when a run goes on: its length, and the hardware.
+FREE = (
+    "episodes", "env_runners", "cpus_per_env_runner", "gpus_per_env_runner",
+    "episode_timeout", "max_retries", "device", "data_dir",
+)  # fmt: skip
 
 
 class RunError(ValueError):
@@ -42,31 +48,31 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, settings: dict, about: dict, evaluation: dict | None = None
+        self, folder: Folder, settings: dict, about: dict, evaluation: dict | None = None
     ) -> None:
         self.folder = folder
         self.settings = settings
         self.about = about
         self.evaluation = evaluation
-        self.journal = Journal(folder / "journal.jsonl")
+        self.journal = Journal(f"{folder}/journal.jsonl")
 
     @classmethod
     def create(
-        cls, folder: Path, settings: dict, about: dict, overwrite: bool = False
+        cls, where: Path | str, settings: dict, about: dict, overwrite: bool = False
     ) -> "Run":
         """Make the directory.
 
         Raises:
             RunError: it exists and may not be overwritten.
         """
-        if (folder / "run.json").exists() and overwrite:
-            shutil.rmtree(folder)
-        if folder.exists() and any(folder.iterdir()):
+        folder = Folder(where)
+        if overwrite and folder.exists("run.json"):
+            folder.delete()
+        if folder.exists():
             raise RunError(
                 f"{folder} is there already; continue it with --resume {folder}, "
                 "replace it with --overwrite, or name another with --out."
             )
-        folder.mkdir(parents=True, exist_ok=True)
         facts = {
             "settings": settings,
             "data": about,
@@ -78,17 +84,18 @@ class Run:
                 "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             },
         }
-        write_json(folder / "run.json", facts)
+        _write_json(folder, "run.json", facts)
         return cls(folder, settings, about)
 
     @classmethod
-    def open(cls, folder: Path) -> "Run":
+    def open(cls, where: Path | str) -> "Run":
         """Open a directory that a search has made.
 
         Raises:
             RunError: there is none.
         """
-        facts = _read_json(folder / "run.json")
+        folder = Folder(where)
+        facts = _read_json(folder, "run.json")
         try:
             return cls(folder, facts["settings"], facts["data"], facts.get("evaluation"))
         except KeyError as error:
@@ -100,10 +107,9 @@ class Run:
         Raises:
             RunError: something else is not what the run was started with.
         """
-        free = ("episodes", "env_runners", "gpus_per_env_runner", "device", "data_dir")
         before, now = self.settings | self.about, settings | about
-        for key in sorted(before.keys() - set(free)):
-            if before[key] != now[key]:
+        for key in sorted(before.keys() - set(FREE)):
+            if before[key] != now.get(key):
                 raise RunError(
                     f"{self.folder} was started with {key} {before[key]!r}, not "
                     f"{now[key]!r}; start a new run with --out."
@@ -113,8 +119,8 @@ class Run:
     def evaluate_with(self, evaluation: dict) -> None:
         """Keep how candidates are evaluated, so that a resumed run goes on with it."""
         self.evaluation = evaluation
-        facts = _read_json(self.folder / "run.json")
-        write_json(self.folder / "run.json", facts | {"evaluation": evaluation})
+        facts = _read_json(self.folder, "run.json")
+        _write_json(self.folder, "run.json", facts | {"evaluation": evaluation})
 
     def write_best(
         self, groups: ChannelGroups, kept: tuple[np.ndarray, ...], facts: dict
@@ -124,8 +130,8 @@ class Run:
         assert best is not None, "nothing has been scored"
         episode, outcome = best
         costs = Costs(groups)
-        write_json(
-            self.folder / "best.json",
+        self.write_json(
+            "best.json",
             facts
             | {
                 "episode": episode,
@@ -153,20 +159,24 @@ class Run:
         Raises:
             RunError: there is none yet.
         """
-        return _read_json(self.folder / "best.json")
+        return _read_json(self.folder, "best.json")
+
+    def write_json(self, name: str, content: dict) -> None:
+        """Write ``content`` to the file ``name``, whole or not at all."""
+        _write_json(self.folder, name, content)
 
     def save_network(self, name: str, network: nn.Module) -> None:
         """Write the state dict of ``network`` as ``name``.safetensors."""
-        save_weights(network, self.folder / f"{name}.safetensors")
+        save_weights(network, f"{self.folder}/{name}.safetensors")
 
 
 def load_pruned(
-    folder: Path | str, network: nn.Module | None = None, weights: str | None = None
+    where: Path | str, network: nn.Module | None = None, weights: str | None = None
 ) -> fx.GraphModule:
-    """Rebuild the winner of the run in ``folder``, in evaluation mode.
+    """Rebuild the winner of the run in ``where``, in evaluation mode.
 
     Args:
-        folder: a run directory.
+        where: a run directory, or its URI.
         network: the dense architecture, trained or not, where the run's network is
             neither of the zoo nor torchvision's: no code is run because a file names it.
         weights: ``pruned`` or ``finetuned``; default: ``finetuned`` if there.
@@ -175,8 +185,8 @@ def load_pruned(
         RunError: the directory lacks what is needed.
         WeightsError: the weights are damaged.
     """
-    folder = Path(folder)
-    best = _read_json(folder / "best.json")
+    folder = Folder(where)
+    best = _read_json(folder, "best.json")
     if network is None:
         if best["network"] is None or not is_ours(best["network"]):
             raise RunError(f"the network of {folder} is your own; pass `network`.")
@@ -186,23 +196,20 @@ def load_pruned(
     kept = tuple(np.array(best["kept"][name]) for name in groups.names)
     smaller = remove(network, groups, kept)
     if weights is None:
-        there = (folder / "finetuned.safetensors").is_file()
+        there = folder.exists("finetuned.safetensors")
         weights = "finetuned" if there else "pruned"
-    load_weights(smaller, folder / f"{weights}.safetensors")
+    load_weights(smaller, f"{folder}/{weights}.safetensors")
     return smaller.eval()
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Write ``content`` to ``path`` whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.rename(path)
+def _write_json(folder: Folder, name: str, content: dict) -> None:
+    folder.write(name, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(folder: Folder, name: str) -> dict:
     try:
-        return json.loads(path.read_text())
+        return json.loads(folder.read(name))
     except FileNotFoundError as error:
-        raise RunError(f"{path.parent} is not a finished run: no {path.name}.") from error
+        raise RunError(f"{folder} is not a finished run: no {name}.") from error
     except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}.") from error
+        raise RunError(f"{folder}/{name} is damaged: {error}.") from error

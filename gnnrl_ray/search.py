@@ -14,13 +14,14 @@ from gnnrl_ray.costs import BudgetError
 from gnnrl_ray.data import Data
 from gnnrl_ray.evaluation import PRECISIONS, Format
 from gnnrl_ray.groups import trace
+from gnnrl_ray.journal import Entry
 from gnnrl_ray.objective import Objective, Outcome
 from gnnrl_ray.run import Run
 
 RULES = {"uniform": rules.uniform, "random": rules.random}
 METHODS = ("gnn-rl", *RULES)
 
-Progress = Callable[[int, Outcome], None]
+Progress = Callable[[int, Outcome | None], None]
 
 
 def search(
@@ -44,7 +45,10 @@ def search(
     precision: str = "auto",
     early_stop: bool = False,
     env_runners: int = 0,
+    cpus_per_env_runner: float = 1.0,
     gpus_per_env_runner: float = 0.0,
+    episode_timeout: float = 3600.0,
+    max_retries: int = 3,
     device: str | None = None,
     agent: dict | None = None,
     name: str | None = None,
@@ -53,7 +57,10 @@ def search(
     out: Path | str | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    address: str | None = None,
+    wait_for_nodes: float = 0.0,
     on_episode: Progress | None = None,
+    on_status: Callable | None = None,
 ) -> Outcome:
     """Find how many channels each group of ``network`` keeps within a budget.
 
@@ -78,7 +85,12 @@ def search(
             with ``auto``, what proves to be fastest and right.
         early_stop: stop scoring candidates that cannot be among the best few.
         env_runners: 0 runs all in this process; N starts N Ray actors.
-        gpus_per_env_runner: share of a GPU for each actor.
+        cpus_per_env_runner: for each actor, which runs as many threads.
+        gpus_per_env_runner: share of a GPU for each actor, which is kept to that share of
+            its memory.
+        episode_timeout: seconds after which an episode's actor is replaced; 0 for never.
+        max_retries: how often an episode is run again that was lost or raised an error,
+            before it is recorded as failed.
         device: of network and data where no actors are asked for; default: a GPU if
             there is one.
         agent: settings for :meth:`gnnrl_ray.ddpg.DDPGConfig.training`.
@@ -86,10 +98,16 @@ def search(
             to the run so that later commands find what it was about.
         weights: file that the network was loaded from, if not the published one.
         data_dir: folder that the data was loaded from, if not the usual one.
-        out: run directory; default ``runs/METHOD``.
+        out: run directory, or a URI that fsspec knows; default ``runs/METHOD``.
         resume: continue the run in ``out``.
         overwrite: replace a run in ``out``.
-        on_episode: called with the number of episodes done and the best outcome so far.
+        address: of the Ray cluster to run on, ``auto`` for that of this machine; default:
+            the one that this is a job of, else one that ends with the search.
+        wait_for_nodes: seconds that the cluster has for becoming large enough.
+        on_episode: called with the number of episodes that are over, and the best outcome
+            so far, if there is one.
+        on_status: called a few times a second with what each actor does and for how many
+            seconds, ``{1: ("episode 17", 2.5)}``, and how many episodes have failed.
 
     Returns:
         The best outcome; everything else is in the run directory.
@@ -109,8 +127,9 @@ def search(
         "keep": keep, "skip_untraceable": skip_untraceable, "levels": levels, "fit": fit,
         "on_timeout": on_timeout, "max_steps": max_steps, "seed": seed,
         "precision": precision, "early_stop": early_stop,
-        "env_runners": env_runners, "gpus_per_env_runner": gpus_per_env_runner,
-        "device": device, "agent": agent or {}, "name": name,
+        "env_runners": env_runners, "cpus_per_env_runner": cpus_per_env_runner,
+        "gpus_per_env_runner": gpus_per_env_runner, "episode_timeout": episode_timeout,
+        "max_retries": max_retries, "device": device, "agent": agent or {}, "name": name,
         "weights": str(weights) if weights else None,
         "data_dir": str(data_dir) if data_dir else None,
     }  # fmt: skip
@@ -121,7 +140,7 @@ def search(
         network, groups, data, budget=flops, finetune=finetune, min_keep=min_keep,
         round_to=round_to, importance=importance, seed=seed, early_stop=early_stop,
     )  # fmt: skip
-    folder = Path(out or f"runs/{method}")
+    folder = str(out or f"runs/{method}")
     about = {"dataset": data.name, "classes": data.classes, "validation": data.protocol}
     if resume:
         run = Run.open(folder)
@@ -134,14 +153,13 @@ def search(
         "budget": flops, "trace": how,
     }  # fmt: skip
 
-    def record(episode: int, outcome: Outcome) -> None:
-        run.journal.append(episode, outcome)
+    def record(episode: int, entry: Entry) -> None:
+        run.journal.append(episode, entry)
         best = run.journal.best()
-        assert best is not None
-        if best[0] == episode:
+        if best is not None and best[0] == episode:
             run.write_best(groups, objective.kept(np.array(best[1].widths)), facts)
         if on_episode is not None:
-            on_episode(len(run.journal), best[1])
+            on_episode(len(run.journal), best[1] if best else None)
 
     try:
         if env_runners == 0 or method in RULES:
@@ -153,16 +171,20 @@ def search(
             # Ray takes seconds to import, and rules do without.
             from gnnrl_ray.agent import run_agent
 
-            run_agent(objective, run, record)
+            run_agent(
+                objective, run, record, address=address, wait_for_nodes=wait_for_nodes,
+                on_status=on_status,
+            )  # fmt: skip
         else:
             _apply_rule(objective, run, record)
     finally:
         _save_winner(run, objective)
     best = run.journal.best()
     if best is None:
+        reason = run.journal.failures[max(run.journal.failures)]
         raise BudgetError(
-            f"no episode met the budget in {max_steps} steps; raise --max-steps, or let "
-            "--on-timeout fit scale them down to it."
+            f"no episode came to a candidate, the last one because: {reason}. Where the "
+            "budget is missed, raise --max-steps or let --on-timeout fit scale down to it."
         )
     return best[1]
 
@@ -177,7 +199,7 @@ def _apply_rule(objective: Objective, run: Run, record: Callable) -> None:
             continue
         generator = np.random.default_rng([settings["seed"], episode])
         widths = rule(objective.costs, objective.floor, objective.budget, generator)
-        record(episode, objective(widths))
+        record(episode, Entry(objective(widths)))
 
 
 def _save_winner(run: Run, objective: Objective) -> None:

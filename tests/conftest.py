@@ -57,10 +57,13 @@ def rng():
     return np.random.default_rng(0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def ray_session():
+    """One Ray for all tests that need no other."""
     import ray
 
+    if ray.is_initialized():
+        return
     ray.init(
         num_cpus=4,
         include_dashboard=False,
@@ -69,8 +72,26 @@ def ray_session():
         # Env runners import the environments of the tests.
         runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},
     )
-    yield
+
+
+@pytest.fixture
+def cluster():
+    """Raylets on this machine: ``cluster(num_cpus=4)`` adds one, the first is the head."""
+    import ray
+    from ray.cluster_utils import Cluster
+
     ray.shutdown()
+    cluster = Cluster()
+
+    def add(**resources):
+        node = cluster.add_node(**resources)
+        add.address = cluster.address
+        return node
+
+    add.remove = cluster.remove_node
+    yield add
+    ray.shutdown()
+    cluster.shutdown()
 
 
 def random_widths(groups, rng):

@@ -9,12 +9,23 @@ import gnnrl_ray
 
 PACKAGE = Path(gnnrl_ray.__file__).parent
 ORDER = [
-    *("zoo", "data", "symbolic", "operations", "labels", "effects", "groups", "costs"),
+    *(
+        "folder",
+        "zoo",
+        "data",
+        "symbolic",
+        "operations",
+        "labels",
+        "effects",
+        "groups",
+        "costs",
+    ),
     *("importance", "pruner"),
     *("regions", "graph", "drawing", "mgnn"),
     *("training", "fusion", "evaluation", "objective", "env"),
-    *("replay", "ddpg", "baselines", "journal", "run"),
-    *("agent", "search", "finetuning", "report", "cli", "__main__"),
+    *("replay", "episodes", "ddpg", "baselines", "journal", "run"),
+    *("placement", "agent", "search", "sweep", "finetuning", "report"),
+    *("panel", "cli", "__main__"),
 ]
 RAY_STARTS = ORDER.index("replay")
 

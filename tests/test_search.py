@@ -3,11 +3,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sleeping import Broken, searching
 
 from gnnrl_ray import accuracy, load_pruned, search
 from gnnrl_ray.evaluation import PRECISIONS
+from gnnrl_ray.folder import Folder
 from gnnrl_ray.journal import Journal
 from gnnrl_ray.objective import Objective
+from gnnrl_ray.placement import PlacementError
 from gnnrl_ray.run import RunError
 
 
@@ -145,10 +148,10 @@ def test_unknown_methods_list_the_known(short):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_the_agent_searches_resumes_and_repeats_itself(short, tmp_path):
+def test_the_agent_searches_resumes_and_repeats_itself(short, tmp_path, monkeypatch):
     straight = short("gnn-rl", agent=AGENT, episodes=14, out=tmp_path / "straight")
     assert len(widths(tmp_path / "straight")) == 14
-    assert (tmp_path / "straight/checkpoint").is_dir()
+    assert (tmp_path / "straight/checkpoint.zip").is_file()
     assert list((tmp_path / "straight/events").glob("events.out.tfevents*"))
 
     def interrupt(done, best):
@@ -158,7 +161,11 @@ def test_the_agent_searches_resumes_and_repeats_itself(short, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         short("gnn-rl", agent=AGENT, episodes=14, on_episode=interrupt)
     assert len(widths(tmp_path / "run")) == 12
+    built, build = [], Objective.build
+    monkeypatch.setattr(Objective, "build", lambda *given: built.append(1) or build(*given))
     resumed = short("gnn-rl", agent=AGENT, episodes=14, resume=True)
+    # What came after the checkpoint is told again from the journal, not scored again.
+    assert len(built) == 2 + 1  # two candidates, and the winner's weights
     assert resumed.widths == straight.widths
     assert widths(tmp_path / "run") == widths(tmp_path / "straight")
 
@@ -168,3 +175,47 @@ def test_remote_env_runners_find_the_same(short, tmp_path):
     short("gnn-rl", agent=AGENT, episodes=6, out=tmp_path / "local")
     short("gnn-rl", agent=AGENT, episodes=6, out=tmp_path / "remote", env_runners=1)
     assert widths(tmp_path / "local") == widths(tmp_path / "remote")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_behind_a_uri(short, tmp_path, network):
+    """Journal, winner, events and checkpoint are where the URI says."""
+    where = f"memory://{tmp_path.name}/run"
+    short("gnn-rl", agent=AGENT, episodes=5, out=where)
+    folder = Folder(where)
+    for name in ("run.json", "journal.jsonl", "best.json", "checkpoint.zip"):
+        assert folder.exists(name), name
+    assert len(folder._files.glob(f"{folder._root}/events/*")) == 1
+    best = short("gnn-rl", agent=AGENT, episodes=8, out=where, resume=True)
+    assert len(Journal(f"{where}/journal.jsonl")) == 8
+    assert load_pruned(where, network).conv1.out_channels == best.widths[0]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_missed_budgets_are_in_the_journal(short, tmp_path):
+    settings = {"agent": AGENT, "on_timeout": "penalty", "max_steps": 1, "fit": False}
+    short("gnn-rl", episodes=8, **settings)
+    journal = Journal(tmp_path / "run/journal.jsonl")
+    assert len(journal) == 8
+    assert journal.failures
+    assert set(journal.failures.values()) == {"the budget was not met in 1 steps"}
+    short("gnn-rl", episodes=9, resume=True, **settings)
+    assert len(Journal(tmp_path / "run/journal.jsonl")) == 9
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_search_that_only_fails_is_stopped(short, monkeypatch, tmp_path):
+    """What is wrong in the actors is said here, and not tried 180 times."""
+    monkeypatch.setattr(searching, "Objective", Broken)
+    with pytest.raises(
+        RuntimeError, match=r"10 episodes in a row .* ZeroDivisionError: no"
+    ):
+        short("gnn-rl", agent=AGENT, episodes=50, env_runners=1, max_retries=0)
+    failures = Journal(tmp_path / "run/journal.jsonl").failures
+    assert failures == dict.fromkeys(range(10), "ZeroDivisionError: no")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_too_many_env_runners_are_refused(short):
+    with pytest.raises(PlacementError, match="--env-runners 9 of 1 CPUs each do not fit"):
+        short("gnn-rl", env_runners=9)

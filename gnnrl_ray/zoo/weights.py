@@ -5,6 +5,7 @@ file that holds anything else is refused before any of it runs.
 """
 
 import hashlib
+import io
 import os
 import pickle
 from pathlib import Path
@@ -13,6 +14,8 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from gnnrl_ray.folder import Folder
 
 SOURCE = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
 # Each published file carries the first eight digits of its SHA-256 in its name.
@@ -86,8 +89,8 @@ def _check_hash(path: Path, prefix: str) -> None:
         )
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict of tensors, and nothing else, from ``path``.
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """Read a state dict of tensors, and nothing else, from ``path``, which may be a URI.
 
     A wrapping ``{"state_dict": ...}`` and the ``module.`` prefix of
     ``nn.DataParallel`` are taken off.
@@ -96,9 +99,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         WeightsError: the file is missing, truncated, or holds other than tensors.
     """
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        file = _read(path)
+        if str(path).endswith(".safetensors"):
+            return safetensors.torch.load(file)
+        content = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise WeightsError(f"no weights file at {path}.") from error
     except pickle.UnpicklingError as error:
@@ -120,7 +124,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def _read(path: Path | str) -> bytes:
+    where, _, name = str(path).rpartition("/")
+    return Folder(where or ".").read(name)
+
+
+def load_weights(network: nn.Module, path: Path | str) -> None:
     """Load the state dict at ``path`` into ``network``, strictly.
 
     Raises:
@@ -148,10 +157,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
     network.load_state_dict(state, strict=False)
 
 
-def save_weights(network: nn.Module, path: Path) -> None:
+def save_weights(network: nn.Module, path: Path | str) -> None:
     """Write the state dict of ``network`` to ``path``, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    where, _, name = str(path).rpartition("/")
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
-    partial = path.with_suffix(".partial")
-    safetensors.torch.save_file(state, partial)
-    partial.rename(path)
+    Folder(where or ".").write(name, safetensors.torch.save(state))

@@ -1,0 +1,342 @@
+"""Many searches beside each other: Ray Tune over settings of search and agent."""
+
+import inspect
+import io
+import math
+import os
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler
+from torch import nn
+
+from gnnrl_ray.agent import connected
+from gnnrl_ray.data import Data, load_data
+from gnnrl_ray.ddpg import DDPGConfig
+from gnnrl_ray.folder import Folder
+from gnnrl_ray.search import search
+from gnnrl_ray.zoo import load_network
+
+_DRAWS = ("uniform", "loguniform", "randint", "choice")
+_SEARCH = set(inspect.signature(search).parameters) - {
+    *("network", "data", "agent", "name", "out", "resume", "overwrite", "address"),
+    *("wait_for_nodes", "on_episode", "on_status"),
+}
+_DATA = {"network", "dataset", "validation"}
+_AGENT = set(inspect.signature(DDPGConfig.training).parameters) - {"self", "kwargs"}
+Progress = Callable[[dict[str, dict]], None]
+
+
+class SweepError(ValueError):
+    """A sweep that cannot be understood, or of which nothing came."""
+
+
+@dataclass
+class Sweep:
+    """What is tried.
+
+    Attributes:
+        search: what all searches have in common: ``network``, ``dataset``, and keyword
+            arguments of :func:`~gnnrl_ray.search.search` and of ``DDPGConfig.training``.
+        space: names of such settings; a list is tried out in full, ``{"uniform": [a, b]}``
+            and the like of Ray Tune are drawn.
+        samples: how often the whole space is gone through.
+        asha: ``{"grace": episodes, "factor": n}`` stops the worse of the searches early.
+
+    Raises:
+        SweepError: an unknown setting, or one that is both fixed and tried.
+    """
+
+    search: dict[str, Any]
+    space: dict[str, Any]
+    samples: int = 1
+    asha: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (*self.search, *self.space):
+            if name not in _SEARCH | _AGENT | _DATA:
+                known = ", ".join(sorted(_SEARCH | _AGENT))
+                raise SweepError(f"{name!r} is no setting of a search; known: {known}.")
+        for name in self.space.keys() & (self.search.keys() | _DATA):
+            raise SweepError(f"{name!r} cannot be tried: it is the same in all searches.")
+        for name, values in self.space.items():
+            drawn = (
+                isinstance(values, dict) and len(values) == 1 and set(values) <= {*_DRAWS}
+            )
+            if not (isinstance(values, list) and values) and not drawn:
+                raise SweepError(
+                    f"{name} = {values!r} is neither a list of values nor one of "
+                    + ", ".join(f"{{ {draw} = [...] }}" for draw in _DRAWS)
+                    + "."
+                )
+        if unknown := set(self.asha) - {"grace", "factor"}:
+            raise SweepError(f"[asha] knows grace and factor, not {unknown.pop()!r}.")
+
+    @classmethod
+    def read(cls, path: Path) -> "Sweep":
+        """Read a TOML file with the tables ``search``, ``space`` and ``asha``.
+
+        Raises:
+            SweepError: it is not that.
+        """
+        try:
+            return cls(**tomllib.loads(path.read_text()))
+        except (tomllib.TOMLDecodeError, TypeError) as error:
+            raise SweepError(f"{path} is not a sweep: {error}.") from error
+
+    @property
+    def runners(self) -> int:
+        """Env runners of each search."""
+        return self.search.get("env_runners", 0)
+
+    @property
+    def size(self) -> int:
+        """How many searches it is."""
+        lists = (len(v) for v in self.space.values() if isinstance(v, list))
+        return self.samples * math.prod(lists)
+
+    def param_space(self) -> dict:
+        """Return the space in Ray Tune's terms."""
+        space = {}
+        for name, values in self.space.items():
+            if isinstance(values, list):
+                space[name] = tune.grid_search(values)
+            else:
+                ((draw, bounds),) = values.items()
+                given = (bounds,) if draw == "choice" else bounds
+                space[name] = getattr(tune, draw)(*given)
+        return space
+
+    def resources(self, gpus: float) -> tune.PlacementGroupFactory:
+        """Return what one search takes: itself, and its env runners with their GPUs."""
+        if not self.runners:
+            return tune.PlacementGroupFactory([{"CPU": 1, "GPU": gpus}])
+        each = {"CPU": self.search.get("cpus_per_env_runner", 1.0)}
+        share = gpus / self.runners
+        each["GPU"] = share if share < 1 else int(share)
+        return tune.PlacementGroupFactory([{"CPU": 1}, *[each] * self.runners])
+
+
+def run_sweep(
+    sweep: Sweep,
+    out: str,
+    *,
+    gpus: float = 0,
+    at_once: int | None = None,
+    data_dir: Path | str | None = None,
+    address: str | None = None,
+    resume: bool = False,
+    loggers: list[tune.Callback] | None = None,
+    on_progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Run all searches of ``sweep``; those of one sweep share network and data.
+
+    In ``out``: ``results.csv``, ``sweep.png``, what Ray Tune keeps (TensorBoard events,
+    too), and the run directory of each search under ``runs/``.
+
+    Args:
+        sweep: what is tried.
+        out: directory that all nodes see, or a URI.
+        gpus: of all searches that run at a time, and of their env runners.
+        at_once: how many may run at a time; default: as many as there is room for; with
+            ``gpus``, 1.
+        data_dir: folder of the data set, if not the usual one.
+        address: of a Ray cluster, see :func:`~gnnrl_ray.search.search`.
+        resume: go on with the sweep in ``out``: finished searches stay, others go on.
+        loggers: callbacks of Ray Tune, such as those of Weights & Biases and MLflow.
+        on_progress: called with the last result of each search by its name.
+
+    Returns:
+        A row for each search: its settings, ``accuracy``, ``episode``, ``error``.
+
+    Raises:
+        SweepError: there is, or is not, a sweep in ``out``; or all searches failed.
+    """
+    folder = Folder(out)
+    if folder.exists("tuner.pkl") != resume:
+        raise SweepError(
+            f"{out} holds no sweep; leave --resume out." if resume else
+            f"{out} holds a sweep already; go on with --resume, or name another --out."
+        )  # fmt: skip
+    given = {key: value for key, value in sweep.search.items() if key not in _DATA}
+    about = {"network": "resnet20", "dataset": "cifar10", "validation": "test-5k"}
+    about |= {key: sweep.search[key] for key in _DATA & sweep.search.keys()}
+    name, dataset, validation = about.values()
+    data = load_data(dataset, data_dir, validation)
+    network = load_network(
+        name, data.name, num_classes=data.classes, image_size=data.input_shape[-1]
+    )
+    root = str(folder.local.resolve()) if folder.local else str(folder)
+    share = gpus / (at_once or 1)
+    if sweep.runners:
+        given["gpus_per_env_runner"] = share / sweep.runners
+        if given["gpus_per_env_runner"] > 1:
+            given["gpus_per_env_runner"] //= 1
+    elif not share:
+        given["device"] = "cpu"
+    with connected(address):
+        trainable = tune.with_resources(
+            tune.with_parameters(
+                partial(_trial, given=given | {"name": name}, root=root),
+                network=network, data=data,
+            ),
+            sweep.resources(share),
+        )  # fmt: skip
+        tuner = _tuner(sweep, trainable, root, at_once or (1 if gpus else None), resume,
+                       [*(loggers or []), _Watch(on_progress)])  # fmt: skip
+        results = tuner.fit()
+    table = pd.DataFrame(
+        {
+            **dict(result.config or {}),
+            "accuracy": (result.metrics or {}).get("accuracy"),
+            "episode": (result.metrics or {}).get("episode", 0),
+            "error": str(result.error or "").strip().splitlines()[-1:] or "",
+            "run": f"runs/{(result.metrics or {}).get('trial_id')}",
+        }
+        for result in results
+    ).sort_values("accuracy", ascending=False, ignore_index=True)
+    table["error"] = [e[0] if isinstance(e, list) else e for e in table["error"]]
+    folder.write("results.csv", table.to_csv(index=False).encode())
+    if table["accuracy"].isna().all():
+        raise SweepError(f"all searches failed, the first with: {table['error'][0]}")
+    folder.write("sweep.png", _draw(sweep, [r.metrics_dataframe for r in results], table))
+    return table
+
+
+def tracking(
+    name: str, wandb: str | None = None, mlflow: str | None = None
+) -> list[tune.Callback]:
+    """Return Ray Tune's callbacks for Weights & Biases and MLflow.
+
+    Args:
+        name: of the sweep.
+        wandb: project there, if wanted.
+        mlflow: URI of the tracking server or folder, if wanted.
+
+    Raises:
+        SweepError: its package is not installed.
+    """
+    loggers: list[tune.Callback] = []
+    try:
+        if wandb is not None:
+            from ray.air.integrations.wandb import WandbLoggerCallback
+
+            loggers.append(WandbLoggerCallback(project=wandb, group=name))
+        if mlflow is not None:
+            from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+            loggers.append(MLflowLoggerCallback(tracking_uri=mlflow, experiment_name=name))
+    except (ImportError, RuntimeError) as error:
+        wanted = "wandb" if wandb is not None and not loggers else "mlflow"
+        raise SweepError(
+            f"--{wanted}: {error}; install it with: pip install 'gnnrl-ray[{wanted}]'"
+        ) from error
+    return loggers
+
+
+def _trial(config: dict, network: nn.Module, data: Data, given: dict, root: str) -> None:
+    """Run one search of a sweep, or go on with it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    settings = given | config
+    agent = {name: settings.pop(name) for name in _AGENT & settings.keys()}
+    out = f"{root}/runs/{tune.get_context().get_trial_id()}"
+
+    def report(done: int, best: Any) -> None:
+        if best is not None:
+            tune.report({"episode": done, "accuracy": best.accuracy, "macs": best.macs})
+
+    resume = Folder(out).exists("run.json")
+    search(network, data, **settings, agent=agent, out=out, resume=resume,
+           on_episode=report)  # fmt: skip
+
+
+def _tuner(
+    sweep: Sweep, trainable: Any, root: str, at_once: int | None, resume: bool,
+    callbacks: list[tune.Callback],
+) -> tune.Tuner:  # fmt: skip
+    if resume:
+        return tune.Tuner.restore(root, trainable, resume_unfinished=True,
+                                  resume_errored=True)  # fmt: skip
+    scheduler = None
+    if sweep.asha:
+        scheduler = ASHAScheduler(
+            time_attr="episode",
+            max_t=sweep.search.get("episodes", 180),
+            grace_period=sweep.asha.get("grace", 30),
+            reduction_factor=sweep.asha.get("factor", 3),
+        )
+    parent, _, name = root.rpartition("/")
+    return tune.Tuner(
+        trainable,
+        param_space=sweep.param_space(),
+        tune_config=tune.TuneConfig(
+            metric="accuracy", mode="max", num_samples=sweep.samples, scheduler=scheduler,
+            max_concurrent_trials=at_once,
+        ),
+        run_config=tune.RunConfig(
+            name=name, storage_path=parent, verbose=0, callbacks=callbacks
+        ),
+    )  # fmt: skip
+
+
+class _Watch(tune.Callback):
+    """Passes on the last results; a sweep that is restored has none to pass them to."""
+
+    def __init__(self, on_progress: Progress | None) -> None:
+        self._on_progress = on_progress
+        self._last: dict[str, dict] = {}
+
+    def __getstate__(self) -> dict:
+        return {"_on_progress": None, "_last": {}}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any
+    ) -> None:
+        self._last[trial.trial_id] = result
+        if self._on_progress is not None:
+            self._on_progress(self._last)
+
+
+def _draw(sweep: Sweep, histories: list[pd.DataFrame | None], table: pd.DataFrame) -> bytes:
+    """Draw the best accuracy by episode, and the last by each setting that was tried."""
+    names = list(sweep.space)
+    count = 1 + len(names)
+    figure, axes = plt.subplots(
+        1, count, figsize=(4 * count, 3.6), layout="constrained", sharey=True
+    )
+    for history in histories:
+        if history is not None and "episode" in history:
+            axes[0].plot(history["episode"], 100 * history["accuracy"], lw=1)
+    axes[0].set(xlabel="episode", ylabel="best validation accuracy in %")
+    for name, axis in zip(names, axes[1:], strict=True):
+        values = table[name]
+        if not pd.api.types.is_numeric_dtype(values):
+            values = values.astype(str)
+        axis.plot(values, 100 * table["accuracy"], "o", alpha=0.7)
+        axis.set(xlabel=name.replace("_", " "))
+        bounds = sweep.space[name]
+        if isinstance(bounds, dict) and "loguniform" in bounds:
+            axis.set_xscale("log")
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
+    plt.close(figure)
+    return picture.getvalue()
+
+
+def over_seeds(sweep: Sweep, table: pd.DataFrame) -> pd.DataFrame:
+    """Return mean, standard deviation and number of accuracies of equal settings."""
+    names = [name for name in sweep.space if name != "seed"]
+    accuracies = table.dropna(subset="accuracy")
+    if not names:
+        return accuracies["accuracy"].agg(["mean", "std", "count"]).to_frame().T
+    grouped = accuracies.groupby(names, sort=False)["accuracy"]
+    found = grouped.agg(["mean", "std", "count"]).reset_index()
+    return found.sort_values("mean", ascending=False, ignore_index=True)

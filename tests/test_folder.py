@@ -1,0 +1,117 @@
+import errno
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gnnrl_ray.folder import Folder
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A real S3 server on this machine; yields the URI of a bucket."""
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto.server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        import s3fs
+
+        for _ in range(100):
+            try:
+                s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield "s3://bucket"
+    server.terminate()
+    server.wait(10)
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def where(request, tmp_path):
+    if request.param == "local":
+        return str(tmp_path / "a/run")
+    if request.param == "memory":
+        return f"memory://{tmp_path.name}/run"
+    return f"{request.getfixturevalue('s3')}/{tmp_path.name}/run"
+
+
+def test_what_is_written_is_read(where):
+    folder = Folder(where)
+    assert str(folder) == where
+    assert not folder.exists()
+    assert not folder.exists("a")
+    folder.write("a", b"first")
+    folder.write("a", b"second")
+    assert Folder(where).exists()
+    assert Folder(where).exists("a")
+    assert Folder(where).read("a") == b"second"
+
+
+def test_lines_are_added(where):
+    for line in (b"one\n", b"two\n"):
+        Folder(where).append("log", line)
+    assert Folder(where).read("log") == b"one\ntwo\n"
+
+
+def test_what_is_not_there_is_said(where):
+    with pytest.raises(FileNotFoundError):
+        Folder(where).read("nothing")
+
+
+def test_directories_are_copied(where, tmp_path):
+    (tmp_path / "events/deeper").mkdir(parents=True)
+    (tmp_path / "events/deeper/x").write_bytes(b"x")
+    folder = Folder(where)
+    for _ in range(2):
+        folder.copy(tmp_path / "events", "events")
+        assert folder.read("events/deeper/x") == b"x"
+
+
+def test_nothing_is_left_once_deleted(where):
+    folder = Folder(where)
+    folder.write("a", b"x")
+    folder.delete()
+    assert not folder.exists()
+
+
+def test_only_local_ones_have_a_path(tmp_path):
+    assert Folder(tmp_path).local == tmp_path
+    assert Folder("memory://x").local is None
+
+
+@pytest.mark.parametrize("where", ["nonsense://x", "gs://bucket/x"])
+def test_unusable_uris_are_refused(where):
+    with pytest.raises(ValueError, match=f"cannot use {where} as a folder: "):
+        Folder(where)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_is_named_and_harms_nothing(tmp_path):
+    folder = Folder(tmp_path)
+    folder.write("a", b"as it was")
+    for name in ("a.partial", "log"):
+        (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a.partial'") as full:
+        folder.write("a", b"new")
+    assert full.value.errno == errno.ENOSPC
+    assert folder.read("a") == b"as it was"
+    with pytest.raises(OSError, match=r"No space left on device: '.*/log'"):
+        folder.append("log", b"line\n")
