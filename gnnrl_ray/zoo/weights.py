@@ -59,7 +59,8 @@ def fetch_weights(name: str, dataset: str) -> Path:
         if not path.is_file():
             raise WeightsError(
                 f"no weights of {name!r} for {dataset!r} are published and none are at "
-                f"{path}; pass your own with --weights FILE."
+                f"{path}; make them with `gnnrl-ray train --network {name} --dataset "
+                f"{dataset}`, or pass your own with --weights FILE."
             )
         return path
     prefix = path.stem.rsplit("-", 1)[1]

@@ -1,0 +1,50 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from gnnrl_ray.panel import Panel
+
+
+def shown(quiet=False, terminal=False):
+    """Show 20 episodes of 30; return what was printed."""
+    out = io.StringIO()
+    console = Console(file=out, width=100, force_terminal=terminal)
+    with Panel("gnn-rl on resnet20", 30, console, quiet) as panel:
+        panel.begin(5)
+        for done in range(6, 21):
+            panel.status({1: (f"episode {done}", 3.0), 2: ("restarting", 0.0)}, failed=1)
+            panel.episode(done, 0.5 if done > 7 else None)
+        rendered = console.render_lines(panel._render())
+    text = "\n".join("".join(part.text for part in line) for line in rendered)
+    return out.getvalue(), text
+
+
+def test_lines_where_there_is_no_terminal():
+    printed, _ = shown()
+    lines = printed.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(
+        "gnn-rl on resnet20 10/30 episodes, 1 running, 1 failed, best "
+    )
+    assert lines[1].startswith(
+        "gnn-rl on resnet20 20/30 episodes, 1 running, 1 failed, best "
+    )
+    assert " per s, 0:00:0" in lines[1]
+
+
+def test_the_panel_says_what_every_runner_does():
+    _, text = shown()
+    assert "20/30 episodes" in text
+    assert "1  episode 20  0:00:03" in text
+    assert "2  restarting" in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_quiet_is_quiet(terminal):
+    assert shown(quiet=True, terminal=terminal)[0] == ""
+
+
+def test_a_terminal_gets_the_panel():
+    printed, _ = shown(terminal=True)
+    assert "20/30 episodes" in printed

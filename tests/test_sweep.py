@@ -1,0 +1,124 @@
+import json
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+from gnnrl_ray.journal import Journal
+from gnnrl_ray.sweep import Sweep, SweepError, over_seeds, run_sweep, tracking
+from gnnrl_ray.zoo import build_network
+from gnnrl_ray.zoo.weights import save_weights
+
+SEARCH = {
+    "network": "resnet20", "dataset": "digits", "episodes": 4, "finetune": "none",
+    "precision": "float32", "hidden": [16], "graph_dim": 8, "updates_per_step": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setenv("GNNRL_HOME", str(tmp_path / "home"))
+    path = tmp_path / "home/weights/resnet20-digits.safetensors"
+    save_weights(build_network("resnet20"), path)
+
+
+@pytest.mark.usefixtures("ray_session", "weights")
+def test_a_sweep_is_searches_a_table_and_a_picture(tmp_path):
+    sweep = Sweep(SEARCH, {"warmup_episodes": [2], "seed": [0, 1]})
+    out, last = tmp_path / "sweep", {}
+    table = run_sweep(sweep, str(out), at_once=2, on_progress=last.update)
+    assert sweep.size == len(table) == len(last) == 2
+    assert set(table["seed"]) == {0, 1}
+    assert table["accuracy"].is_monotonic_decreasing
+    assert (table["episode"] == 4).all()
+    assert (table["error"] == "").all()
+    for _, row in table.iterrows():
+        journal = Journal(out / row["run"] / "journal.jsonl")
+        assert len(journal) == 4
+        assert journal.best()[1].accuracy == row["accuracy"]
+        settings = json.loads((out / row["run"] / "run.json").read_text())["settings"]
+        assert settings["seed"] == row["seed"]
+        assert settings["agent"]["warmup_episodes"] == 2
+    assert pd.read_csv(out / "results.csv")["accuracy"].tolist() == list(table["accuracy"])
+    assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert list(out.glob("*/events.out.tfevents*"))
+    with pytest.raises(SweepError, match="holds a sweep already; go on with --resume"):
+        run_sweep(sweep, str(out))
+    # What is finished is not run again.
+    before = [path.read_bytes() for path in sorted(out.glob("runs/*/journal.jsonl"))]
+    again = run_sweep(sweep, str(out), resume=True)
+    assert again["accuracy"].tolist() == table["accuracy"].tolist()
+    assert before == [p.read_bytes() for p in sorted(out.glob("runs/*/journal.jsonl"))]
+
+
+@pytest.mark.parametrize(
+    ("search", "space", "message"),
+    [
+        ({"flop": 0.5}, {}, "'flop' is no setting of a search; known: actor_lr, "),
+        ({}, {"out": ["x"]}, "'out' is no setting"),
+        ({"seed": 1}, {"seed": [1, 2]}, "'seed' cannot be tried"),
+        ({}, {"network": ["resnet20"]}, "'network' cannot be tried"),
+        ({}, {"seed": 1}, "seed = 1 is neither a list of values nor"),
+        ({}, {"noise": {"normal": [0, 1]}}, "neither a list of values nor"),
+        ({}, {"noise": []}, "neither a list of values nor"),
+    ],
+)
+def test_what_cannot_be_tried_is_named(search, space, message):
+    with pytest.raises(SweepError, match=message):
+        Sweep(search, space)
+
+
+def test_files_are_read(tmp_path):
+    path = tmp_path / "sweep.toml"
+    path.write_text(
+        '[search]\nnetwork = "resnet56"\n[space]\nnoise = { uniform = [0, 1] }\n'
+    )
+    assert Sweep.read(path).space == {"noise": {"uniform": [0, 1]}}
+    for text in ("[search", "[serach]\n", "[search]\n[space]\n[asha]\nepisodes = 3\n"):
+        path.write_text(text)
+        with pytest.raises(SweepError):
+            Sweep.read(path)
+
+
+def test_the_published_sweep():
+    from tuned_examples.sweep_warmup_noise import sweep
+
+    assert sweep.size == 72
+
+
+@pytest.mark.parametrize(
+    ("runners", "gpus", "bundles"),
+    [
+        (0, 0.5, [{"CPU": 1, "GPU": 0.5}]),
+        (2, 1, [{"CPU": 1}, {"CPU": 2, "GPU": 0.5}, {"CPU": 2, "GPU": 0.5}]),
+        (2, 4, [{"CPU": 1}, {"CPU": 2, "GPU": 2}, {"CPU": 2, "GPU": 2}]),
+    ],
+)
+def test_a_search_and_its_env_runners_have_room(runners, gpus, bundles):
+    sweep = Sweep({"env_runners": runners, "cpus_per_env_runner": 2.0}, {"seed": [0]})
+    assert sweep.resources(gpus).bundles == bundles
+
+
+def test_seeds_are_averaged_over():
+    sweep = Sweep({}, {"noise": [0.1, 0.2], "seed": [0, 1]})
+    table = pd.DataFrame(
+        {
+            "noise": [0.1, 0.1, 0.2, 0.2],
+            "seed": [0, 1, 0, 1],
+            "accuracy": [0.5, 0.7, 0.8, float("nan")],
+        }
+    )
+    found = over_seeds(sweep, table)
+    assert found["noise"].tolist() == [0.2, 0.1]
+    assert found["mean"].tolist() == pytest.approx([0.8, 0.6])
+    assert found["count"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_trackers_that_are_not_installed_are_named(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, f"ray.air.integrations.{name}", None)
+    with pytest.raises(SweepError, match=f"--{name}: .*pip install 'gnnrl-ray.{name}.'"):
+        tracking("x", **{name: "y"})
