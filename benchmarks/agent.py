@@ -52,7 +52,7 @@ def rows(networks: Sequence[str], dataset: str) -> Iterator[Row]:
     """Measure each network's costs, environment and agent on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    ray.init(include_dashboard=False, logging_level="error", log_to_driver=False)
+    ray.init("local", include_dashboard=False, logging_level="error", log_to_driver=False)
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     for name in networks:
         yield from _network(name)

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import agent, evaluation, searching, tuning
+from benchmarks import agent, evaluation, parallel, searching, tuning
 from benchmarks.measuring import Row
 
 PARTS = {
@@ -28,6 +28,7 @@ PARTS = {
     "tuning": tuning.rows,
     "agent": agent.rows,
     "searching": searching.rows,
+    "parallel": parallel.rows,
 }
 NETWORKS = ("resnet20", "resnet56", "resnet110", "mobilenet_v2", "vgg16")
 

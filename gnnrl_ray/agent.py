@@ -17,7 +17,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from tensorboardX import SummaryWriter
 
 from gnnrl_ray.ddpg import DDPG, DDPGConfig
-from gnnrl_ray.env import PruningEnv
+from gnnrl_ray.env import EpisodeError, PruningEnv
 from gnnrl_ray.episodes import Finished
 from gnnrl_ray.evaluation import Format
 from gnnrl_ray.journal import Entry
@@ -49,7 +49,7 @@ class _Held:
         self.form = objective.form
 
     def __call__(self) -> Objective:
-        if not self._remote:
+        if isinstance(self._value, Objective):
             return self._value
         if 0 < self._gpus < 1:
             # Ray gives out shares of a GPU, and nothing keeps an actor to its own.
@@ -87,7 +87,7 @@ def run_agent(
 
     Raises:
         PlacementError: the cluster has no room for the env runners.
-        RuntimeError: one episode after the other has failed.
+        EpisodeError: one episode after the other has failed, or every env runner has died.
     """
     settings = run.settings
     # It would announce, and advise on, what is meant to be so.
@@ -118,7 +118,9 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    where = {"address": address} if address else {"include_dashboard": False}
+    where = {"address": address or "local"}
+    if address is None:
+        where["include_dashboard"] = False
     ray.init(**where, logging_level="error", log_to_driver=False)
     try:
         yield
@@ -214,7 +216,7 @@ class _Search:
             self._in_a_row += 1
             self._record(number, Entry(failed=finished.failed))
             if self._in_a_row >= _HOPELESS:
-                raise RuntimeError(
+                raise EpisodeError(
                     f"{_HOPELESS} episodes in a row have failed, the last one because: "
                     f"{finished.failed}. With --env-runners 0 the error is raised here."
                 )

@@ -1,6 +1,7 @@
 """The command ``gnnrl-ray``."""
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -28,7 +29,7 @@ from typer.models import OptionInfo
 from gnnrl_ray.costs import Costs
 from gnnrl_ray.data import DATASETS, VALIDATIONS, Data, load_data
 from gnnrl_ray.drawing import draw_graph
-from gnnrl_ray.env import TIMEOUTS
+from gnnrl_ray.env import TIMEOUTS, EpisodeError
 from gnnrl_ray.evaluation import PRECISIONS
 from gnnrl_ray.finetuning import finetune
 from gnnrl_ray.folder import Folder
@@ -90,8 +91,10 @@ DataDirOption = Annotated[
     typer.Option(help="Folder of cifar*.npz; default: data/ in $GNNRL_HOME or cache."),
 ]
 WeightsOption = Annotated[
-    Path | None,
-    typer.Option(help="State dict of the dense network (.th, .pt or .safetensors)."),
+    str | None,
+    typer.Option(
+        help="State dict of the dense network (.th, .pt, .safetensors); file or URI."
+    ),
 ]
 ValidationOption = Annotated[
     str,
@@ -153,7 +156,7 @@ def _build(name: str, data: Data) -> nn.Module:
     return build_network(name, data.classes, data.input_shape[-1])
 
 
-def _base_network(name: str, data: Data, weights: Path | str | None) -> nn.Module:
+def _base_network(name: str, data: Data, weights: str | None) -> nn.Module:
     """Load the dense network; on the embedded data set, train it the first time."""
     path = weights_path(name, data.name)
     if weights or data.name != _EMBEDDED or path.is_file():
@@ -347,8 +350,10 @@ def search_command(
         "max_retries": max_retries, "device": device, "name": network,
         "weights": weights, "data_dir": data_dir,
     }  # fmt: skip
+    there = 0
     if resume:
         folder, run = resume, Run.open(resume)
+        there = len(run.journal)
         # What may change when a run goes on, where the command line says so.
         given = {n for n in settings if context.get_parameter_source(n) == _COMMAND_LINE}
         settings = run.settings | {n: settings[n] for n in given & set(FREE)}
@@ -369,8 +374,7 @@ def search_command(
         def on_episode(done: int, best: Outcome | None) -> None:
             panel.episode(done, best and best.accuracy)
 
-        if resume:
-            panel.begin(len(run.journal))
+        panel.begin(there)
         try:
             outcome = search(
                 base, data, **settings, out=folder, resume=resume is not None,
@@ -647,8 +651,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     try:
         app()
-    except (TrainingError, JournalError, OSError) as error:
-        errors.print(f"Error: {error}", markup=False)
+    except (TrainingError, JournalError, EpisodeError, OSError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC
+        remedy = ". Free some space, then go on with --resume." if full else ""
+        errors.print(f"Error: {error}{remedy}", markup=False)
         sys.exit(1)
     except (ValueError, WeightsError) as error:
         errors.print(f"Error: {error}", markup=False)

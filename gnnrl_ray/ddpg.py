@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from gnnrl_ray.env import EpisodeError
 from gnnrl_ray.episodes import Episodes, Finished
 from gnnrl_ray.mgnn import Actor, Critic, GraphEncoder, VectorEncoder
 from gnnrl_ray.replay import Replay
@@ -97,6 +98,7 @@ class DDPGConfig(AlgorithmConfig):
         self.clip_actions = False
         self.log_sys_usage = False
         self.delay_between_env_runner_restarts_s = 0.0
+        self.validate_env_runners_after_construction = False  # nobody waits for the last
         self._dont_auto_sync_env_runner_states = True
 
     def training(
@@ -415,15 +417,15 @@ class DDPG(Algorithm):
         self._episodes_done = 0
         self._updates_owed = 0.0
         self._weights: ray.ObjectRef | None = None  # of the module, since the last update
-        super().setup(config)
-        group = self.env_runner_group
-        if group.num_remote_env_runners() and not group.healthy_env_runner_ids():
-            raise RuntimeError(
-                "every env runner died while it was set up; run with 0 env runners to "
+        try:
+            super().setup(config)
+        except IndexError as error:  # the first env runner was asked for its spaces
+            raise EpisodeError(
+                "the first env runner died while it was set up; run with 0 env runners to "
                 "see why in this process."
-            )
+            ) from error
         self.episodes = Episodes(
-            group._worker_manager.actors(),
+            self.env_runner_group._worker_manager.actors(),
             self.config.episode_timeout,
             self.config.max_retries,
         )

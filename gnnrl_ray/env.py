@@ -14,6 +14,10 @@ from gnnrl_ray.objective import Objective
 TIMEOUTS = ("fit", "penalty")
 
 
+class EpisodeError(RuntimeError):
+    """Episodes that cannot be run, however often that is tried."""
+
+
 class GraphBox(gym.spaces.Box):
     """Features of a graph of fixed topology; the topology rides along as ``levels``."""
 

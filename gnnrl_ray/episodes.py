@@ -6,6 +6,7 @@ gets the next number; what is lost is run again elsewhere; and nobody waits for 
 """
 
 import heapq
+import logging
 import math
 import time
 from collections import Counter
@@ -14,10 +15,14 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
+from gnnrl_ray.env import EpisodeError
+
+_logger = logging.getLogger(__name__)
 _PING_SECONDS = 0.5  # between asking a runner that is gone whether it is back
+_DEATHS = 10  # answers of Ray that it is dead, until that is believed
 
 
 @dataclass
@@ -64,15 +69,17 @@ class Episodes:
     def __init__(
         self, runners: dict[int, ActorHandle], timeout: float = 0, max_retries: int = 0
     ) -> None:
-        self._runners = runners
+        self._runners = dict(runners)
         self._timeout = timeout
         self._max_retries = max_retries
         self._next = 0
         self._lost: list[int] = []  # a heap: to be run again
         self._failures: Counter[int] = Counter()
-        self._idle = set(runners)
+        self._idle: set[int] = set()
         self._calls: dict[ray.ObjectRef, _Call] = {}
-        self._gone: dict[int, float] = {}  # runners by the time at which to ask for them
+        # Runners by the time at which to ask for them; at first, all are still to come.
+        self._gone = dict.fromkeys(runners, 0.0)
+        self._deaths: Counter[int] = Counter()  # of each runner since it last answered
         self._given_up: list[Finished] = []
 
     @property
@@ -96,6 +103,7 @@ class Episodes:
         It is ``idle``, ``restarting`` or at ``episode 7``.
         """
         now = time.monotonic()
+        status: dict[int, tuple[str, float]]
         status = dict.fromkeys(self._runners, ("idle", 0.0))
         status |= dict.fromkeys(self._gone, ("restarting", 0.0))
         for call in self._calls.values():
@@ -147,9 +155,10 @@ class Episodes:
         try:
             result = ray.get(ref)
         except RayError as error:
-            self._gone[call.runner] = time.monotonic() + _PING_SECONDS
+            self._lose(call.runner, error)
             self._failed(call.number, _reason(error))
             return None
+        self._deaths[call.runner] = 0
         self._idle.add(call.runner)
         if call.number is None:  # it is alive again
             return None
@@ -157,6 +166,20 @@ class Episodes:
             self._failed(call.number, result.failed)
             return None
         return result
+
+    def _lose(self, runner: int, error: RayError) -> None:
+        """Ask for ``runner`` again in a while, unless Ray has given it up."""
+        self._deaths[runner] += isinstance(error, ActorDiedError)
+        if self._deaths[runner] < _DEATHS:
+            self._gone[runner] = time.monotonic() + _PING_SECONDS
+            return
+        del self._runners[runner]
+        _logger.warning("Env runner %s will not come back: %s", runner, error)
+        if not self._runners:
+            raise EpisodeError(
+                f"every env runner has died, the last one thus: {error}. Run with 0 env "
+                "runners to see why in this process."
+            )
 
     def _failed(self, number: int | None, reason: str) -> None:
         """Have an episode run again, unless that has been tried too often."""

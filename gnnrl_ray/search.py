@@ -115,6 +115,8 @@ def search(
     Raises:
         BudgetError: the budget is out of reach, or was reached by no episode.
         RunError: ``out`` holds another run.
+        PlacementError: the Ray cluster has no room for the env runners.
+        EpisodeError: one episode after the other failed; what there was has been saved.
         KeyboardInterrupt: after what there is has been saved.
     """
     if method not in METHODS:

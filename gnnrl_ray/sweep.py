@@ -205,7 +205,7 @@ def run_sweep(
     ).sort_values("accuracy", ascending=False, ignore_index=True)
     table["error"] = [e[0] if isinstance(e, list) else e for e in table["error"]]
     folder.write("results.csv", table.to_csv(index=False).encode())
-    if table["accuracy"].isna().all():
+    if not table["accuracy"].notna().to_numpy().any():
         raise SweepError(f"all searches failed, the first with: {table['error'][0]}")
     folder.write("sweep.png", _draw(sweep, [r.metrics_dataframe for r in results], table))
     return table

@@ -1,6 +1,10 @@
 """A small network, a small data set and one Ray for the whole run."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -65,6 +69,7 @@ def ray_session():
     if ray.is_initialized():
         return
     ray.init(
+        address="local",
         num_cpus=4,
         include_dashboard=False,
         logging_level="error",
@@ -92,6 +97,40 @@ def cluster():
     yield add
     ray.shutdown()
     cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A real S3 server on this machine; yields the URI of a bucket."""
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto.server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        import s3fs
+
+        for _ in range(100):
+            try:
+                s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield "s3://bucket"
+    server.terminate()
+    server.wait(10)
 
 
 def random_widths(groups, rng):

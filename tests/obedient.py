@@ -9,6 +9,10 @@ import ray
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class Obedient:
+    def __init__(self, broken=False):
+        if broken:
+            raise ValueError("no such thing")
+
     def ping(self):
         return "pong"
 

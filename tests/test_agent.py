@@ -124,8 +124,12 @@ def drive(folder, episodes, *options):
         [sys.executable, str(TESTS / "sleeping.py"), str(folder / "run"),
          "--episodes", str(episodes), *map(str, options)],
         env=os.environ | {"SLEEPY": str(folder), "PYTHONPATH": str(TESTS)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL, stderr=(folder / "stderr").open("a"),
     )  # fmt: skip
+
+
+def said(folder):
+    return (folder / "stderr").read_text()[-2000:]
 
 
 def wait_until(condition, seconds):
@@ -143,7 +147,7 @@ def lines(folder):
 def wait_for_lines(folder, count, driver, seconds=120):
     deadline = time.monotonic() + seconds
     while lines(folder) < count:
-        assert driver.poll() is None, driver.stderr.read()[-2000:]
+        assert driver.poll() is None, said(folder)
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -159,7 +163,7 @@ def test_a_killed_driver_goes_on_and_leaves_nothing_behind(tmp_path):
     wait_until(lambda: not env_runners(), 30)
     there = lines(tmp_path)
     driver = drive(tmp_path, 30, *options)
-    assert driver.wait(200) == 0, driver.stderr.read()[-2000:]
+    assert driver.wait(200) == 0, said(tmp_path)
     outcomes = check(tmp_path, 30)
     # Only what was under way when it died may have been scored twice.
     again = sum(scored(tmp_path).values()) - len({o.widths for o in outcomes.values()})
@@ -179,7 +183,7 @@ def test_chaos(tmp_path):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
     lost = cluster.add_node(num_cpus=1)
     options = ("--env-runners", 4, "--address", cluster.address, "--episode-timeout", 15)
-    kills = drivers = 0
+    kills = drivers = started = 0
     driver = drive(tmp_path, episodes, *options)
     deaths = sorted(rng.choice(np.arange(15, 140), 5, replace=False))
     while driver.poll() is None:
@@ -189,8 +193,8 @@ def test_chaos(tmp_path):
             driver.send_signal(signal.SIGKILL)
             driver.wait()
             drivers += 1
-            driver = drive(tmp_path, episodes, *options)
-        elif len(alive) >= 2 and done < 140 and kills < 25:
+            driver, started = drive(tmp_path, episodes, *options), done
+        elif len(alive) >= 2 and started + 3 <= done < 140 and kills < 25:
             rng.choice(alive).kill()
             kills += 1
         if lost is not None and done > 60:
@@ -198,8 +202,8 @@ def test_chaos(tmp_path):
             cluster.remove_node(lost, allow_graceful=False)
             lost = None
             cluster.add_node(num_cpus=1)
-        time.sleep(rng.uniform(3, 8))
-    assert driver.returncode == 0, driver.stderr.read()[-2000:]
+        time.sleep(rng.uniform(4, 10))
+    assert driver.returncode == 0, said(tmp_path)
     outcomes = check(tmp_path, episodes)
     counts = scored(tmp_path)
     again = sum(counts.values()) - len({o.widths for o in outcomes.values()})

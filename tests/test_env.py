@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -114,3 +116,20 @@ def test_two_rollouts_are_the_same(network, groups, digits):
         return env.step(env.action_space.sample())[1]
 
     assert rollout() == rollout()
+
+
+def test_what_is_known_is_not_scored_again(objective, monkeypatch):
+    """Others tell an environment of outcomes when it begins."""
+    env = PruningEnv({"objective": lambda: objective})
+    env.reset()
+    action = np.full(env.action_space.shape, 0.4, np.float32)
+    while not (result := env.step(action))[2]:
+        pass
+    outcome = replace(result[4]["outcome"], accuracy=0.125, reward=-0.875)
+    monkeypatch.setattr(Objective, "build", lambda *_: pytest.fail("scored again"))
+    objective._known.clear()
+    env.reset(options={"outcomes": [outcome]})
+    while not (result := env.step(action))[2]:
+        pass
+    assert result[4]["outcome"] == outcome
+    assert result[1] == -0.875

@@ -4,6 +4,7 @@ import pytest
 import ray
 from obedient import Obedient
 
+from gnnrl_ray.env import EpisodeError
 from gnnrl_ray.episodes import Episodes
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -15,9 +16,11 @@ def make():
 
     def make(count, **settings):
         runners = {i: Obedient.remote() for i in range(1, count + 1)}
-        ray.get([runner.ping.remote() for runner in runners.values()])
         made.extend(runners.values())
-        return Episodes(runners, **settings)
+        episodes = Episodes(runners, **settings)
+        assert episodes.idle == []
+        until_idle(episodes, count)
+        return episodes
 
     yield make
     for runner in made:
@@ -122,3 +125,19 @@ def test_a_restart_of_the_driver_loses_no_number(make):
     until(before, 1)
     after.set_state(before.get_state())
     assert [after.take() for _ in range(3)] == [0, 2, 3]
+
+
+def test_runners_that_never_come_up_are_said():
+    broken = {1: Obedient.remote(broken=True), 2: Obedient.remote(broken=True)}
+    episodes = Episodes(broken)
+    with pytest.raises(EpisodeError, match=r"every env runner has died.*no such"):
+        until(episodes, 1, 60)
+
+
+def test_one_that_never_comes_up_holds_up_nobody():
+    episodes = Episodes({1: Obedient.remote(broken=True), 2: Obedient.remote()})
+    until_idle(episodes, 1)
+    episodes.start(2)
+    assert [f.number for f in until(episodes, 1)] == [0]
+    while 1 in episodes.status():
+        episodes.collect(0.1)

@@ -135,3 +135,28 @@ def test_no_warnings_where_all_is_well(candidates, digits):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         choose(candidates[0], digits.validation)
+
+
+def test_short_memory_halves_the_batch(network, groups, digits, monkeypatch):
+    network = prune(network, groups, groups.widths).eval()
+    evaluator = Evaluator(digits.validation, Format("float32", 64))
+    expected = evaluator(network)
+    forward = evaluator._pass
+
+    def short(fused, images):
+        if evaluator._form.batch > 16:
+            raise torch.OutOfMemoryError
+        return forward(fused, images)
+
+    monkeypatch.setattr(evaluator, "_pass", short)
+    with pytest.warns(UserWarning, match="out of memory; evaluating 16 images at a time"):
+        assert evaluator(network) == expected
+    assert evaluator._form.batch == 16
+    monkeypatch.setattr(evaluator, "_form", Format("float32", 1))
+    monkeypatch.setattr(evaluator, "_pass", lambda *_: _raise())
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluator(network)
+
+
+def _raise():
+    raise torch.OutOfMemoryError

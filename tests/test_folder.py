@@ -1,47 +1,9 @@
 import errno
 import os
-import socket
-import subprocess
-import sys
-import time
 
 import pytest
 
 from gnnrl_ray.folder import Folder
-
-
-@pytest.fixture(scope="module")
-def s3():
-    """A real S3 server on this machine; yields the URI of a bucket."""
-    pytest.importorskip("s3fs")
-    pytest.importorskip("moto.server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        import s3fs
-
-        for _ in range(100):
-            try:
-                s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield "s3://bucket"
-    server.terminate()
-    server.wait(10)
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

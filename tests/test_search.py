@@ -1,11 +1,13 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sleeping import Broken, searching
 
 from gnnrl_ray import accuracy, load_pruned, search
+from gnnrl_ray.env import EpisodeError
 from gnnrl_ray.evaluation import PRECISIONS
 from gnnrl_ray.folder import Folder
 from gnnrl_ray.journal import Journal
@@ -178,9 +180,9 @@ def test_remote_env_runners_find_the_same(short, tmp_path):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_run_behind_a_uri(short, tmp_path, network):
+def test_a_run_behind_a_uri(short, tmp_path, network, s3):
     """Journal, winner, events and checkpoint are where the URI says."""
-    where = f"memory://{tmp_path.name}/run"
+    where = f"{s3}/{tmp_path.name}/run"
     short("gnn-rl", agent=AGENT, episodes=5, out=where)
     folder = Folder(where)
     for name in ("run.json", "journal.jsonl", "best.json", "checkpoint.zip"):
@@ -208,7 +210,7 @@ def test_a_search_that_only_fails_is_stopped(short, monkeypatch, tmp_path):
     """What is wrong in the actors is said here, and not tried 180 times."""
     monkeypatch.setattr(searching, "Objective", Broken)
     with pytest.raises(
-        RuntimeError, match=r"10 episodes in a row .* ZeroDivisionError: no"
+        EpisodeError, match=r"10 episodes in a row .* ZeroDivisionError: no"
     ):
         short("gnn-rl", agent=AGENT, episodes=50, env_runners=1, max_retries=0)
     failures = Journal(tmp_path / "run/journal.jsonl").failures
@@ -219,3 +221,32 @@ def test_a_search_that_only_fails_is_stopped(short, monkeypatch, tmp_path):
 def test_too_many_env_runners_are_refused(short):
     with pytest.raises(PlacementError, match="--env-runners 9 of 1 CPUs each do not fit"):
         short("gnn-rl", env_runners=9)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_journal_of_another_search_is_not_told_again(short, tmp_path):
+    short("gnn-rl", agent=AGENT, episodes=4)
+    path = tmp_path / "run/journal.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[2]["actions"] = lines[1]["actions"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "run/checkpoint.zip").unlink()
+    with pytest.raises(RunError, match=r"episode 2 in .* is not of this network"):
+        short("gnn-rl", agent=AGENT, episodes=6, resume=True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_stops_a_search_that_can_go_on(short, tmp_path):
+    straight = short(out=tmp_path / "straight")
+    journal, aside = tmp_path / "run/journal.jsonl", tmp_path / "aside"
+
+    def fill(done, best):
+        if done == 3:
+            journal.rename(aside)
+            journal.symlink_to("/dev/full")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*/journal.jsonl'"):
+        short(on_episode=fill)
+    aside.replace(journal)
+    assert len(Journal(journal)) == 3
+    assert short(resume=True).widths == straight.widths

@@ -110,7 +110,7 @@ def load_network(
     Args:
         name: see :func:`build_network`.
         dataset: the data set it was trained on; picks the weights.
-        weights: a state dict to use in place of the cached or published one.
+        weights: a state dict, file or URI, to use in place of the cached or published one.
         num_classes: outputs of the classifier.
         image_size: side of the images.
 
@@ -119,6 +119,6 @@ def load_network(
         WeightsError: no weights, or unusable ones; says which and why.
     """
     network = build_network(name, num_classes, image_size)
-    path = Path(weights) if weights else fetch_weights(name, dataset)
+    path = weights or fetch_weights(name, dataset)
     load_weights(network, path)
     return network.eval()
