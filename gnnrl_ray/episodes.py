@@ -174,11 +174,11 @@ class Episodes:
             self._gone[runner] = time.monotonic() + _PING_SECONDS
             return
         del self._runners[runner]
-        _logger.warning("Env runner %s will not come back: %s", runner, error)
+        _logger.warning("Env runner %s will not come back: %s", runner, _reason(error))
         if not self._runners:
             raise EpisodeError(
-                f"every env runner has died, the last one thus: {error}. Run with 0 env "
-                "runners to see why in this process."
+                f"every env runner has died, the last one thus: {_reason(error)}. Run with "
+                "0 env runners to see why in this process."
             )
 
     def _failed(self, number: int | None, reason: str) -> None:
@@ -220,5 +220,7 @@ class Episodes:
 
 def _reason(error: RayError) -> str:
     """Say in a line why a call came to nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"the env runner was lost ({type(error).__name__}: {lines[0] if lines else ''})"
+    lines = str(error).strip().splitlines() or [""]
+    # The last line of a constructor's traceback; otherwise the first line says it.
+    said = lines[-1 if "creation task" in lines[0] else 0]
+    return f"the env runner was lost ({type(error).__name__}: {said.strip()})"
