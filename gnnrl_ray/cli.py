@@ -648,6 +648,7 @@ def inspect_command(
 def main() -> None:
     """Run a command; say in one line what is wrong, if anything is."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters, we say
     warnings.simplefilter("ignore")
     try:
         app()

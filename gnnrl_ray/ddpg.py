@@ -9,6 +9,7 @@ Axis letters: B batch, G actions.
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -443,12 +444,11 @@ class DDPG(Algorithm):
             for finished in self._collect():
                 self._take_in(finished)
                 over = True
+            self._start_episodes()  # before learning, which can take a while
             if self._warm and len(self._replay):
                 # While episodes are under way, look after them every few updates.
-                owed = self._updates_owed
-                self._learn(
-                    min(_UPDATES_AT_ONCE, owed) if self.episodes.under_way else owed
-                )
+                most = _UPDATES_AT_ONCE if self.episodes.under_way else math.inf
+                self._learn(min(most, self._updates_owed))
             if self.on_wait is not None:
                 self.on_wait()
 
