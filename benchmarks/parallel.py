@@ -90,12 +90,12 @@ def _measure(algorithm: DDPG, count: int) -> tuple[float, float, float]:
     )
     while algorithm.episodes.under_way:  # what another measurement has left
         algorithm.episodes.limit = algorithm.episodes.peek()
-        algorithm.training_step()
+        algorithm.train()
     slept.clear()
     algorithm.episodes.limit = algorithm.episodes.peek() + count
     wall, cpu = time.perf_counter(), time.process_time()
     while len(slept) < count:
-        algorithm.training_step()
+        algorithm.train()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return wall, float(np.mean(slept)), cpu
 
