@@ -1,7 +1,7 @@
 """Episodes on many env runners, asynchronous and synchronous, beside the ideal.
 
 The environment sleeps 0.2 to 2 s at random, so that the machine's cores are no limit, and
-what is seen is what the driver does and how it waits.
+what is seen is what the driver does and how it waits. Episodes have one step, and one update.
 """
 
 import logging
@@ -46,7 +46,7 @@ def rows(networks: Sequence[str], dataset: str) -> Iterator[Row]:
     ray.init("local", num_cpus=16, include_dashboard=False, logging_level="error",
              log_to_driver=False)  # fmt: skip
     settings = {
-        "fit": True, "on_timeout": "fit", "max_steps": 8, "levels": 2, "seed": 0,
+        "fit": True, "on_timeout": "fit", "max_steps": 1, "levels": 2, "seed": 0,
         "episode_timeout": 0.0, "max_retries": 0, "cpus_per_env_runner": 1.0,
         "gpus_per_env_runner": 0.0, "agent": {"warmup_episodes": 8, "updates_per_step": 1},
     }  # fmt: skip

@@ -213,7 +213,7 @@ class _Search:
     def _on_episode(self, finished: Finished) -> None:
         number = finished.number
         if finished.failed is not None:
-            self._in_a_row += 1
+            self._in_a_row += number not in self._run.journal  # not what is told again
             self._record(number, Entry(failed=finished.failed))
             if self._in_a_row >= _HOPELESS:
                 raise EpisodeError(
