@@ -32,7 +32,7 @@ class Sleeping(Objective):
 
     def __call__(self, widths: np.ndarray) -> Outcome:
         """Return a made-up outcome, after a while."""
-        seconds = np.random.default_rng(widths).uniform(LEAST, MOST)
+        seconds = np.random.default_rng().uniform(LEAST, MOST)
         time.sleep(seconds)
         return Outcome(tuple(int(w) for w in widths), 0, 0, 0.5, -0.5, seconds)
 

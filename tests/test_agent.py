@@ -179,13 +179,13 @@ def test_chaos(tmp_path):
     from ray.cluster_utils import Cluster
 
     ray.shutdown()
-    before, episodes, rng = workers(), 150, np.random.default_rng(0)
+    before, episodes, rng = workers(), 240, np.random.default_rng(0)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
     lost = cluster.add_node(num_cpus=1)
     options = ("--env-runners", 4, "--address", cluster.address, "--episode-timeout", 15)
     kills = drivers = started = 0
     driver = drive(tmp_path, episodes, *options)
-    deaths = sorted(rng.choice(np.arange(15, 140), 5, replace=False))
+    deaths = sorted(rng.choice(np.arange(15, 220), 5, replace=False))
     while driver.poll() is None:
         done = lines(tmp_path)
         alive = env_runners()
@@ -194,7 +194,7 @@ def test_chaos(tmp_path):
             driver.wait()
             drivers += 1
             driver, started = drive(tmp_path, episodes, *options), done
-        elif len(alive) >= 2 and started + 3 <= done < 140 and kills < 25:
+        elif len(alive) >= 2 and started + 3 <= done < 220 and kills < 25:
             rng.choice(alive).kill()
             kills += 1
         if lost is not None and done > 60:
