@@ -1,7 +1,7 @@
 """Episodes on many env runners, asynchronous and synchronous, beside the ideal.
 
 The environment sleeps 0.2 to 2 s at random, so that the machine's cores are no limit, and
-what is seen is what the driver does and how it waits. Episodes have one step, and one update.
+what is seen is what the driver does and how it waits. An episode is one step and an update.
 """
 
 import logging

@@ -1,5 +1,6 @@
 """Lets the DDPG agent search: objective, run directory -> episodes, checkpoints, events."""
 
+import inspect
 import logging
 import os
 import shutil
@@ -30,6 +31,11 @@ _HOPELESS = 10  # failed episodes in a row
 # One gradient step for each layer that AMC visits would be one for each group; an episode
 # here is only a step or two, and costs far more than they do.
 _AGENT = {"updates_per_step": 32, "gamma": 1.0}
+
+# What may be set of the agent.
+AGENT_SETTINGS = set(inspect.signature(DDPGConfig.training).parameters) - {
+    *("self", "kwargs", "episode_timeout", "max_retries"),
+} | {"gamma", "train_batch_size_per_learner"}
 
 Status = dict[int, tuple[str, float]]
 
@@ -109,6 +115,13 @@ def run_agent(
             search.run_episodes()
         finally:
             algorithm.stop()
+
+
+def check_agent(settings: dict) -> None:
+    """Raise ``ValueError`` for a setting that the agent does not have."""
+    if unknown := settings.keys() - AGENT_SETTINGS:
+        known = ", ".join(sorted(AGENT_SETTINGS))
+        raise ValueError(f"--agent {unknown.pop()!r} is no setting of it; known: {known}.")
 
 
 @contextmanager

@@ -204,6 +204,18 @@ def _number(text: str) -> float | str:
         return text
 
 
+def _assignments(given: list[str]) -> dict:
+    """Read NAME=VALUE, where values are JSON."""
+    settings = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            raise typer.BadParameter(f"--agent {text!r} is not NAME=NUMBER.") from None
+    return settings
+
+
 @app.command("search")
 def search_command(
     context: typer.Context,
@@ -266,6 +278,14 @@ def search_command(
             "accuracies are estimates then. Not for results that are to be published."
         ),
     ] = False,
+    agent: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Setting of the agent, such as updates_per_step=8 or noise_decay=0.95 "
+            "(gnnrl_ray.ddpg.DDPGConfig.training); may be given again.",
+        ),
+    ] = None,
     env_runners: Annotated[
         int,
         typer.Option(
@@ -348,7 +368,7 @@ def search_command(
         "cpus_per_env_runner": cpus_per_env_runner,
         "gpus_per_env_runner": gpus_per_env_runner, "episode_timeout": episode_timeout,
         "max_retries": max_retries, "device": device, "name": network,
-        "weights": weights, "data_dir": data_dir,
+        "weights": weights, "data_dir": data_dir, "agent": _assignments(agent or []),
     }  # fmt: skip
     there = 0
     if resume:

@@ -123,6 +123,11 @@ def search(
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}.")
     if precision not in (known := ("auto", *PRECISIONS)):
         raise ValueError(f"--precision {precision!r} is not one of {', '.join(known)}.")
+    if method == "gnn-rl":
+        # Ray takes seconds to import, and rules do without.
+        from gnnrl_ray.agent import check_agent
+
+        check_agent(agent or {})
     settings = {
         "flops": flops, "episodes": episodes, "method": method, "finetune": finetune,
         "importance": importance, "min_keep": min_keep, "round_to": round_to,
@@ -170,7 +175,6 @@ def search(
                 run.evaluate_with(asdict(objective.choose(precision)))
             objective.form = Format(**run.evaluation)
         if method == "gnn-rl":
-            # Ray takes seconds to import, and rules do without.
             from gnnrl_ray.agent import run_agent
 
             run_agent(

@@ -18,9 +18,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 from torch import nn
 
-from gnnrl_ray.agent import connected
+from gnnrl_ray.agent import AGENT_SETTINGS, connected
 from gnnrl_ray.data import Data, load_data
-from gnnrl_ray.ddpg import DDPGConfig
 from gnnrl_ray.folder import Folder
 from gnnrl_ray.search import search
 from gnnrl_ray.zoo import load_network
@@ -31,7 +30,6 @@ _SEARCH = set(inspect.signature(search).parameters) - {
     *("wait_for_nodes", "on_episode", "on_status"),
 }
 _DATA = {"network", "dataset", "validation"}
-_AGENT = set(inspect.signature(DDPGConfig.training).parameters) - {"self", "kwargs"}
 Progress = Callable[[dict[str, dict]], None]
 
 
@@ -62,8 +60,8 @@ class Sweep:
 
     def __post_init__(self) -> None:
         for name in (*self.search, *self.space):
-            if name not in _SEARCH | _AGENT | _DATA:
-                known = ", ".join(sorted(_SEARCH | _AGENT))
+            if name not in _SEARCH | AGENT_SETTINGS | _DATA:
+                known = ", ".join(sorted(_SEARCH | AGENT_SETTINGS))
                 raise SweepError(f"{name!r} is no setting of a search; known: {known}.")
         for name in self.space.keys() & (self.search.keys() | _DATA):
             raise SweepError(f"{name!r} cannot be tried: it is the same in all searches.")
@@ -246,7 +244,7 @@ def _trial(config: dict, network: nn.Module, data: Data, given: dict, root: str)
     """Run one search of a sweep, or go on with it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     settings = given | config
-    agent = {name: settings.pop(name) for name in _AGENT & settings.keys()}
+    agent = {name: settings.pop(name) for name in AGENT_SETTINGS & settings.keys()}
     out = f"{root}/runs/{tune.get_context().get_trial_id()}"
 
     def report(done: int, best: Any) -> None:

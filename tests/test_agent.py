@@ -182,7 +182,8 @@ def test_chaos(tmp_path):
     before, episodes, rng = workers(), 240, np.random.default_rng(0)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
     lost = cluster.add_node(num_cpus=1)
-    options = ("--env-runners", 4, "--address", cluster.address, "--episode-timeout", 15)
+    options = ("--env-runners", 4, "--address", cluster.address, "--episode-timeout", 15,
+               "--least", 1, "--most", 4)  # fmt: skip
     kills = drivers = started = 0
     driver = drive(tmp_path, episodes, *options)
     deaths = sorted(rng.choice(np.arange(15, 220), 5, replace=False))

@@ -263,3 +263,15 @@ def test_ctrl_c_keeps_what_there_is(home):
     assert "Traceback" not in errors
     for file in ("journal.jsonl", "best.json", "pruned.safetensors", "run.json"):
         assert (home / "run" / file).is_file()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("noise", "is not NAME=NUMBER"), ("noise=loud", "is not NAME=NUMBER"),
+     ("noize=1", "'noize' is no setting of it; known: actor_lr, ")],
+)  # fmt: skip
+def test_settings_of_the_agent_are_checked(setting, message, command, home):
+    code, _, err = command("search", "--agent", setting, "--out", "run")
+    assert code == 2
+    assert message in err
+    assert not (home / "run").exists()
