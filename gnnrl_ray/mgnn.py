@@ -5,7 +5,7 @@ D embedding dimension, M graphs of one level, S distinct states.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -43,11 +43,13 @@ class Plan:
     """Observations taken apart, for any number of encoders of the same graph.
 
     Attributes:
-        features: float32 [S, F], the distinct states of primitive edges.
+        observations: float32 [S, E, F], the distinct ones.
+        features: float32 [S', F], the distinct states of primitive edges.
         levels: lowest first.
         which: int64 [B], the state of the highest level that each observation is.
     """
 
+    observations: Tensor
     features: Tensor
     levels: tuple[LevelPlan, ...]
     which: Tensor
@@ -204,6 +206,10 @@ def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
     return first, inverse
 
 
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.device == other.device and torch.equal(one, other)
+
+
 @lru_cache
 def _factors(count: int) -> Tensor:
     """Return odd random int64 [count]."""
@@ -230,6 +236,7 @@ class GraphEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.dim = dim
+        self._last: Plan | None = None  # of a single observation
         self.stages = nn.ModuleList(
             LevelEncoder(motifs, features if t == 0 else dim, dim, layers)
             for t, motifs in enumerate(levels)
@@ -237,15 +244,27 @@ class GraphEncoder(nn.Module):
 
     def plan(self, features: Tensor) -> Plan:
         """Take observations float32 [B, E, F] apart; their values matter, weights not."""
-        batch, edges, width = features.shape
-        first, observation = distinct(features.reshape(batch, -1))
-        rows = features[first].reshape(-1, width)
+        first, observation = distinct(features.flatten(1))
+        features = features[first]
+        if len(first) > 1:
+            plan = self._plan(features)
+        else:
+            # All episodes begin with the same one.
+            plan = self._last
+            if plan is None or not _same(plan.observations, features):
+                plan = self._last = self._plan(features)
+        return replace(plan, which=plan.which[observation])
+
+    def _plan(self, features: Tensor) -> Plan:
+        """Take distinct observations [S, E, F] apart."""
+        _, edges, width = features.shape
+        rows = features.reshape(-1, width)
         distinct_rows, which = distinct(rows)
         which, levels = which.view(-1, edges), []
         for stage in self.stages:
             level, which = stage.plan(which)
             levels.append(level)
-        return Plan(rows[distinct_rows], tuple(levels), which[observation, 0])
+        return Plan(features, rows[distinct_rows], tuple(levels), which[:, 0])
 
     def forward(self, features: Tensor | Plan) -> Tensor:
         """Map ``features`` float32 [B, E, F], or their plan, to g [B, D]."""

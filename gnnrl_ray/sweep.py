@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import ray
 from matplotlib import pyplot as plt
 from ray import tune
 from ray.tune.experiment import Trial
@@ -181,6 +182,7 @@ def run_sweep(
     elif not share:
         given["device"] = "cpu"
     with connected(address):
+        _check_room(sweep, share)
         trainable = tune.with_resources(
             tune.with_parameters(
                 partial(_trial, given=given | {"name": name}, root=root),
@@ -196,17 +198,28 @@ def run_sweep(
             **dict(result.config or {}),
             "accuracy": (result.metrics or {}).get("accuracy"),
             "episode": (result.metrics or {}).get("episode", 0),
-            "error": str(result.error or "").strip().splitlines()[-1:] or "",
+            "error": (str(result.error or "").strip().splitlines() or [""])[-1],
             "run": f"runs/{(result.metrics or {}).get('trial_id')}",
         }
         for result in results
     ).sort_values("accuracy", ascending=False, ignore_index=True)
-    table["error"] = [e[0] if isinstance(e, list) else e for e in table["error"]]
     folder.write("results.csv", table.to_csv(index=False).encode())
     if not table["accuracy"].notna().to_numpy().any():
         raise SweepError(f"all searches failed, the first with: {table['error'][0]}")
     folder.write("sweep.png", _draw(sweep, [r.metrics_dataframe for r in results], table))
     return table
+
+
+def _check_room(sweep: Sweep, gpus: float) -> None:
+    """Ray Tune would wait in silence for what a cluster does not have."""
+    have = ray.cluster_resources()
+    for kind, needed in sweep.resources(gpus).required_resources.items():
+        if needed > have.get(kind, 0) + 1e-6:
+            raise SweepError(
+                f"one search takes {needed:g} {kind}s (1 for itself, the others for its "
+                f"{sweep.runners} env runners), and the cluster has {have.get(kind, 0):g}: "
+                "lower env_runners or cpus_per_env_runner in [search], or --gpus."
+            )
 
 
 def tracking(

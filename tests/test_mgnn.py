@@ -181,3 +181,16 @@ def test_the_critic_sees_the_action(graph, groups, encoder, rng):
 
 def test_constants_are_not_saved(encoder):
     assert all(v.is_floating_point() for v in encoder.state_dict().values())
+
+
+def test_the_same_observation_is_taken_apart_once(graph, groups, encoder, rng):
+    dense = torch.tensor(graph.features(groups.widths))[None]
+    first = encoder.plan(dense)
+    again = encoder.plan(dense.clone().expand(5, -1, -1))
+    assert again.levels is first.levels
+    assert again.which.tolist() == [0] * 5
+    other = batch_of(graph, groups, rng, 1)
+    assert encoder.plan(other).levels is not first.levels
+    fresh = GraphEncoder(graph.levels, graph.shape[1], dim=16)
+    fresh.load_state_dict(encoder.state_dict())
+    assert torch.equal(fresh(other), encoder(other))

@@ -53,6 +53,14 @@ def test_a_sweep_is_searches_a_table_and_a_picture(tmp_path):
     assert before == [p.read_bytes() for p in sorted(out.glob("runs/*/journal.jsonl"))]
 
 
+@pytest.mark.usefixtures("ray_session", "weights")
+@pytest.mark.parametrize(("more", "gpus"), [({"env_runners": 9}, 0), ({}, 1)])
+def test_what_there_is_no_room_for_is_refused(tmp_path, more, gpus):
+    sweep = Sweep(SEARCH | more, {"seed": [0]})
+    with pytest.raises(SweepError, match=r"one search takes \d+ .PUs .* cluster has [40]:"):
+        run_sweep(sweep, str(tmp_path / "sweep"), gpus=gpus)
+
+
 @pytest.mark.parametrize(
     ("search", "space", "message"),
     [
