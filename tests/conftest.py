@@ -1,5 +1,6 @@
 """A small network, a small data set and one Ray for the whole run."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -122,12 +123,15 @@ def s3():
             patch.setenv(name, value)
         import s3fs
 
-        for _ in range(100):
-            try:
-                s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
+        deadline = time.monotonic() + 60  # on a busy machine it takes its time
+        while time.monotonic() < deadline:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", port)),
+            ):
                 break
-            except OSError:
-                time.sleep(0.1)
+            time.sleep(0.1)
+        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
         yield "s3://bucket"
     server.terminate()
     server.wait(10)
