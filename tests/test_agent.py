@@ -203,7 +203,7 @@ def test_chaos(tmp_path):
             cluster.remove_node(lost, allow_graceful=False)
             lost = None
             cluster.add_node(num_cpus=1)
-        time.sleep(rng.uniform(4, 10))
+        time.sleep(rng.uniform(2, 5))
     assert driver.returncode == 0, said(tmp_path)
     outcomes = check(tmp_path, episodes)
     counts = scored(tmp_path)
