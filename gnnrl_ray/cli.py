@@ -378,6 +378,9 @@ def search_command(
         given = {n for n in settings if context.get_parameter_source(n) == _COMMAND_LINE}
         settings = run.settings | {n: settings[n] for n in given & set(FREE)}
         dataset, validation = run.about["dataset"], run.about["validation"]
+    if settings["env_runners"]:
+        # One line of Ray's in place of one for every actor; what matters, we say.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     _check_name(settings["name"])
     data = load_data(dataset, settings["data_dir"], validation)
     # Before anything takes long.
@@ -668,7 +671,6 @@ def inspect_command(
 def main() -> None:
     """Run a command; say in one line what is wrong, if anything is."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters, we say
     warnings.simplefilter("ignore")
     try:
         app()
