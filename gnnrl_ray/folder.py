@@ -27,7 +27,6 @@ class Folder:
     def __init__(self, where: "Folder | Path | str") -> None:
         self._where = str(where)
         try:
-            # What others write is to be seen: listings are not kept.
             self._files, self._root = fsspec.url_to_fs(self._where)
         except (ValueError, ImportError) as error:
             raise ValueError(f"cannot use {self._where} as a folder: {error}") from None
@@ -39,7 +38,7 @@ class Folder:
 
     def exists(self, name: str = "") -> bool:
         """Say whether there is a file called ``name``; by default, whether anything is."""
-        self._files.invalidate_cache()
+        self._files.invalidate_cache()  # what others write is to be seen
         if name:
             return self._files.isfile(f"{self._root}/{name}")
         return self._files.exists(self._root) and bool(self._files.ls(self._root, False))
