@@ -230,18 +230,23 @@ class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         values = torch.zeros_like(batch[Columns.REWARDS])
         goes_on = ~batch[Columns.TERMINATEDS]
         if goes_on.any():
-            plan = self.target_actor.encoder.plan(batch[Columns.NEXT_OBS][goes_on])
-            values[goes_on] = self.target_critic(plan, self.target_actor(plan))
+            actor, critic = self.target_actor, self.target_critic
+            plan = actor.encoder.plan(batch[Columns.NEXT_OBS][goes_on])
+            values[goes_on] = critic(critic.encoder(plan), actor(plan))[plan.which]
         return values
 
     @torch.no_grad()
     def _forward_inference(self, batch: dict, **_) -> dict:
-        return {Columns.ACTIONS: self.actor(batch[Columns.OBS])}
+        return {Columns.ACTIONS: self._act(batch[Columns.OBS])}
 
     @torch.no_grad()
     def _forward_exploration(self, batch: dict, **_) -> dict:
-        action = self.actor(batch[Columns.OBS])
+        action = self._act(batch[Columns.OBS])
         return {Columns.ACTIONS: self._explore(action.cpu().numpy())}
+
+    def _act(self, observations: Tensor) -> Tensor:
+        plan = self.actor.encoder.plan(observations)
+        return self.actor(plan)[plan.which]
 
     def _explore(self, action: np.ndarray) -> Tensor:
         """Draw around ``action`` float32 [B, G], within the action range."""
@@ -260,17 +265,17 @@ class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         return torch.tensor(drawn, dtype=torch.float32)
 
     def _forward_train(self, batch: dict, **_) -> dict:
-        plan = self.actor.encoder.plan(batch[Columns.OBS])
-        embedding, action = self.critic.encoder(plan), self.actor(plan)
+        critic, plan = self.critic, self.actor.encoder.plan(batch[Columns.OBS])
+        embedding = critic.encoder(plan)
         # With the critic held constant for the actor's loss, a single backward pass gives
         # actor and critic each its own gradient.
-        self.critic.mlp.requires_grad_(False)
-        judged = self.critic.judge(embedding.detach(), action)
-        self.critic.mlp.requires_grad_(True)
+        critic.mlp.requires_grad_(False)
+        judged = critic(embedding.detach(), self.actor(plan))
+        critic.mlp.requires_grad_(True)
         return {
-            Q: self.critic.judge(embedding, batch[Columns.ACTIONS]),
+            Q: critic(embedding[plan.which], batch[Columns.ACTIONS]),
             Q_NEXT: self.forward_target(batch),
-            Q_OF_ACTOR: judged,
+            Q_OF_ACTOR: judged[plan.which],
         }
 
 

@@ -10,9 +10,9 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
-from torch_geometric.typing import OptTensor
 
 from gnnrl_ray.graph import Motif
 
@@ -24,10 +24,12 @@ class LevelPlan:
     Attributes:
         arcs: int64 [2, A], from and to node; both directions of each edge.
         children: int64 [A], the state of the level below that each arc is.
-        shares: float32 [N, 1], one over the number of arcs that reach a node.
+        shares: float32 [N, 1], 1 / c, one over the number of arcs that reach a node.
         owners: int64 [N], the state that each node is of.
         places: int64 [N], of each node in its motif; where its pooling weight is.
         states: S, how many there are.
+        around: float32 [N, F] of the lowest level: :meth:`mean` of the observed features,
+            which no weights have changed.
     """
 
     arcs: Tensor
@@ -36,6 +38,13 @@ class LevelPlan:
     owners: Tensor
     places: Tensor
     states: int
+    around: Tensor | None = None
+
+    def mean(self, below: Tensor) -> Tensor:
+        """Average ``below`` [S', F] over the arcs that reach each node, [N, F]."""
+        heard = below.index_select(0, self.children)
+        total = heard.new_zeros(len(self.owners), heard.shape[1])
+        return total.index_add(0, self.arcs[1], heard) * self.shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +52,10 @@ class Plan:
     """Observations taken apart, for any number of encoders of the same graph.
 
     Attributes:
-        observations: float32 [S, E, F], the distinct ones.
+        observations: float32 [S, ...], the distinct ones.
         features: float32 [S', F], the distinct states of primitive edges.
-        levels: lowest first.
-        which: int64 [B], the state of the highest level that each observation is.
+        levels: lowest first; the highest has the S states of the network.
+        which: int64 [B], the state of the network that each observation is.
     """
 
     observations: Tensor
@@ -62,23 +71,36 @@ class MotifConv(MessagePassing):
 
     with :math:`c_i = |N_i|`.
 
-    **Shapes:** node states [N, D], ``None`` for ones; arcs [2, A]; their states [A, D];
-    shares [N, 1], the :math:`1 / c_i`; output [N, D].
+    **Shapes:** node states [N, D]; arcs [2, A]; their states [A, D]; shares [N, 1], the
+    :math:`1 / c_i`; output [N, D].
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__(aggr="sum")
         self.weight = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, h: OptTensor, arcs: Tensor, e: Tensor, shares: Tensor) -> Tensor:
+    def forward(self, h: Tensor, arcs: Tensor, e: Tensor, shares: Tensor) -> Tensor:
         """Return the next node states."""
         count = len(shares)
         heard = self.propagate(arcs, h=h, e=e, size=(count, count))
         return self.weight(heard * shares)
 
-    def message(self, h_j: OptTensor, e: Tensor) -> Tensor:
+    def message(self, h_j: Tensor, e: Tensor) -> Tensor:
         """``h_j o e_ij``; W is linear, so it can wait until after the sum."""
-        return e if h_j is None else h_j * e
+        return h_j * e
+
+    def begin(self, around: Tensor, project: nn.Linear) -> Tensor:
+        """Return the node states [N, D] after a round in which all of them were ones.
+
+        What is heard is the mean of the projected edges, so that the projection can wait
+        as well, and the two matrices be one.
+
+        Args:
+            around: float32 [N, F], the mean of the edges before their projection.
+            project: to [D].
+        """
+        weight = self.weight.weight
+        return F.linear(around, weight @ project.weight, weight @ project.bias)
 
 
 class LevelEncoder(nn.Module):
@@ -154,8 +176,10 @@ class LevelEncoder(nn.Module):
         _, arc_owners, sources = self._lay_out(1, motif)
         return (
             LevelPlan(
-                self._arcs[:, sources] + nodes[arc_owners],
-                children[arc_owners, self._edges[sources]],
+                self._arcs.index_select(1, sources) + nodes.index_select(0, arc_owners),
+                children.flatten().index_select(
+                    0, arc_owners * children.shape[1] + self._edges.index_select(0, sources)
+                ),
                 self._shares[places][:, None],
                 node_owners,
                 places,
@@ -174,16 +198,17 @@ class LevelEncoder(nn.Module):
         sizes, starts = self._sizes[kind][motif], self._starts[kind][motif]
         begins = sizes.cumsum(0) - sizes
         owners = torch.repeat_interleave(sizes)
-        within = torch.arange(len(owners), device=owners.device) - begins[owners]
-        return begins, owners, starts[owners] + within
+        numbers = torch.arange(len(owners), device=owners.device)
+        return begins, owners, numbers + (starts - begins).index_select(0, owners)
 
     def forward(self, states: Tensor, plan: LevelPlan) -> Tensor:
         """Embed the distinct states of the level, [S, D], from those below, [S', F]."""
-        e = self.project(states).index_select(0, plan.children)
-        h = None  # stands for ones
-        for convolution in self.convolutions:
+        around = plan.mean(states) if plan.around is None else plan.around
+        first, *others = self.convolutions
+        h = torch.relu(first.begin(around, self.project))
+        e = self.project(states).index_select(0, plan.children) if others else None
+        for convolution in others:
             h = torch.relu(convolution(h, plan.arcs, e, plan.shares))
-        assert h is not None, "at least one round"
         weighted = h * self.alpha.index_select(0, plan.places)[:, None]
         pooled = weighted.new_zeros(plan.states, weighted.shape[1])
         return self.norm(pooled.index_add(0, plan.owners, weighted))
@@ -206,8 +231,8 @@ def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
     return first, inverse
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.device == other.device and torch.equal(one, other)
+def _all_are(one: Tensor, many: Tensor) -> bool:
+    return one.device == many.device and bool((many == one).all())
 
 
 @lru_cache
@@ -244,15 +269,14 @@ class GraphEncoder(nn.Module):
 
     def plan(self, features: Tensor) -> Plan:
         """Take observations float32 [B, E, F] apart; their values matter, weights not."""
+        # All episodes begin with the same one, and many also end with the next.
+        last = self._last
+        if last is not None and _all_are(last.observations, features):
+            return replace(last, which=last.which.expand(len(features)))
         first, observation = distinct(features.flatten(1))
-        features = features[first]
-        if len(first) > 1:
-            plan = self._plan(features)
-        else:
-            # All episodes begin with the same one.
-            plan = self._last
-            if plan is None or not _same(plan.observations, features):
-                plan = self._last = self._plan(features)
+        plan = self._plan(features[first])
+        if len(first) == 1:
+            self._last = plan
         return replace(plan, which=plan.which[observation])
 
     def _plan(self, features: Tensor) -> Plan:
@@ -264,15 +288,15 @@ class GraphEncoder(nn.Module):
         for stage in self.stages:
             level, which = stage.plan(which)
             levels.append(level)
+        levels[0] = replace(levels[0], around=levels[0].mean(rows[distinct_rows]))
         return Plan(features, rows[distinct_rows], tuple(levels), which[:, 0])
 
-    def forward(self, features: Tensor | Plan) -> Tensor:
-        """Map ``features`` float32 [B, E, F], or their plan, to g [B, D]."""
-        plan = features if isinstance(features, Plan) else self.plan(features)
+    def forward(self, plan: Plan) -> Tensor:
+        """Return g of the distinct states of the network, [S, D]."""
         states = plan.features
         for stage, level in zip(self.stages, plan.levels, strict=True):
             states = stage(states, level)
-        return states[plan.which]
+        return states
 
 
 class VectorEncoder(nn.Module):
@@ -286,13 +310,14 @@ class VectorEncoder(nn.Module):
         super().__init__()
         self.dim = dim
 
-    def plan(self, features: Tensor) -> Tensor:
-        """There is nothing to take apart."""
-        return features
+    def plan(self, features: Tensor) -> Plan:
+        """Take all observations float32 [B, ...] for distinct ones."""
+        which = torch.arange(len(features), device=features.device)
+        return Plan(features, features.flatten(1), (), which)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Map ``features`` float32 [B, ...] to [B, D]."""
-        return features.flatten(1)
+    def forward(self, plan: Plan) -> Tensor:
+        """Return the observations, [B, D]."""
+        return plan.features
 
 
 class Actor(nn.Module):
@@ -314,9 +339,9 @@ class Actor(nn.Module):
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("span", high - low, persistent=False)
 
-    def forward(self, features: Tensor | Plan) -> Tensor:
-        """Map observations [B, ...], or their plan, to actions [B, G]."""
-        return self.low + self.span * self.mlp(self.encoder(features)).sigmoid()
+    def forward(self, plan: Plan) -> Tensor:
+        """Return the actions in the distinct states, [S, G]."""
+        return self.low + self.span * self.mlp(self.encoder(plan)).sigmoid()
 
 
 class Critic(nn.Module):
@@ -333,12 +358,8 @@ class Critic(nn.Module):
         self.encoder = encoder
         self.mlp = _mlp(encoder.dim + actions, hidden, 1)
 
-    def forward(self, features: Tensor | Plan, actions: Tensor) -> Tensor:
-        """Map observations [B, ...], or their plan, and actions [B, G] to values [B]."""
-        return self.judge(self.encoder(features), actions)
-
-    def judge(self, embedding: Tensor, actions: Tensor) -> Tensor:
-        """Map embeddings [B, D] and actions [B, G] to values [B]."""
+    def forward(self, embedding: Tensor, actions: Tensor) -> Tensor:
+        """Map embeddings [B, D], the encoder's, and actions [B, G] to values [B]."""
         return self.mlp(torch.cat([embedding, actions], 1)).squeeze(1)
 
 

@@ -31,6 +31,8 @@ class Replay:
         self._generator = np.random.default_rng(seed)
         self._steps: deque[tuple] = deque()  # observations are shared, not copied
         self._lengths: deque[int] = deque()  # of the episodes
+        self._start: np.ndarray | None = None  # where the last episode began
+        self._batch: dict[str, np.ndarray] = {}  # fresh memory would cost more than copying
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -39,12 +41,17 @@ class Replay:
         """Take over what happened in ``episodes``, complete ones."""
         for episode in episodes:
             observations = [np.asarray(o) for o in episode.get_observations()]
+            # Most begin alike; one array in the caches is copied far sooner than many.
+            if self._start is None or not np.array_equal(self._start, observations[0]):
+                self._start = observations[0]
+            observations[0] = self._start
             actions = episode.get_actions()
             rewards = np.asarray(episode.get_rewards(), np.float32)
             for t in range(len(episode)):
                 ends = episode.is_terminated and t == len(episode) - 1
+                following = observations[t if ends else t + 1]  # nobody reads an end
                 self._steps.append(
-                    (observations[t], actions[t], rewards[t], observations[t + 1], ends)
+                    (observations[t], actions[t], rewards[t], following, ends)
                 )
             self._lengths.append(len(episode))
             while len(self._steps) > self._capacity and len(self._lengths) > 1:
@@ -52,11 +59,17 @@ class Replay:
                     self._steps.popleft()
 
     def sample(self, size: int) -> dict[str, Tensor]:
-        """Draw ``size`` transitions with replacement: columns of tensors [size, ...]."""
+        """Draw ``size`` transitions with replacement: columns of tensors [size, ...].
+
+        They are there until the next drawing.
+        """
         drawn = self._generator.integers(len(self._steps), size=size)
         columns = zip(*(self._steps[i] for i in drawn), strict=True)
-        stacked = (torch.from_numpy(np.stack(column)) for column in columns)
-        return dict(zip(_COLUMNS, stacked, strict=True))
+        if self._batch and len(self._batch[Columns.REWARDS]) != size:
+            self._batch.clear()
+        for name, column in zip(_COLUMNS, columns, strict=True):
+            self._batch[name] = np.stack(column, out=self._batch.get(name))
+        return {name: torch.from_numpy(column) for name, column in self._batch.items()}
 
     def get_state(self) -> dict:
         """Return everything, for a checkpoint."""

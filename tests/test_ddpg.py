@@ -116,16 +116,24 @@ def test_defaults_are_the_papers():
     assert defaults.replay_capacity == 2000
 
 
-def test_one_update_equals_two_backward_passes_by_hand(build):
-    algorithm = build(config())
+def by_hand(actor, critic, observations, actions=None):
+    """Return values [B] of ``actions``, or of the actor's, one observation at a time."""
+    values = []
+    for i, observation in enumerate(observations):
+        plan = actor.encoder.plan(observation[None])
+        action = actor(plan) if actions is None else actions[i][None]
+        values.append(critic(critic.encoder(plan), action))
+    return torch.cat(values)
+
+
+@pytest.mark.parametrize("env", [Aim, Graph])
+def test_one_update_equals_two_backward_passes_by_hand(build, groups, env):
+    algorithm = build(config(env).environment(env, env_config={"groups": groups}))
     run(algorithm, 6)
     module = module_of(algorithm)
     learner = algorithm.learner_group._learner
-    batch = {
-        Columns.OBS: torch.rand(8, 2), Columns.NEXT_OBS: torch.rand(8, 2),
-        Columns.ACTIONS: torch.rand(8, 2), Columns.REWARDS: torch.rand(8),
-        Columns.TERMINATEDS: torch.tensor([True, False] * 4),
-    }  # fmt: skip
+    batch = algorithm._replay.sample(8)
+    batch[Columns.TERMINATEDS] = torch.tensor([True, False] * 4)
     settings = algorithm.config
     loss = learner.compute_loss_for_module(
         module_id=DEFAULT_MODULE_ID,
@@ -136,14 +144,13 @@ def test_one_update_equals_two_backward_passes_by_hand(build):
     parameters = [*module.actor.parameters(), *module.critic.parameters()]
     found = torch.autograd.grad(loss, parameters)
 
-    following = module.target_critic(
-        batch[Columns.NEXT_OBS], module.target_actor(batch[Columns.NEXT_OBS])
-    )
+    observations = batch[Columns.OBS]
+    following = by_hand(module.target_actor, module.target_critic, batch[Columns.NEXT_OBS])
     going_on = 1 - batch[Columns.TERMINATEDS].float()
     y = batch[Columns.REWARDS] + settings.gamma * going_on * following.detach()
-    q = module.critic(batch[Columns.OBS], batch[Columns.ACTIONS])
+    q = by_hand(module.actor, module.critic, observations, batch[Columns.ACTIONS])
     critic = torch.autograd.grad((y - q).square().mean(), list(module.critic.parameters()))
-    value = module.critic(batch[Columns.OBS], module.actor(batch[Columns.OBS])).mean()
+    value = by_hand(module.actor, module.critic, observations).mean()
     actor = torch.autograd.grad(-value, list(module.actor.parameters()))
     for a, b in zip(found, [*actor, *critic], strict=True):
         assert torch.allclose(a, b, atol=1e-6)
@@ -157,8 +164,7 @@ def test_the_end_of_an_episode_has_no_value(build):
     batch[Columns.TERMINATEDS] = torch.tensor([True, False] * 4)
     values = module.forward_target(batch)
     assert (values[::2] == 0).all()
-    following = batch[Columns.NEXT_OBS]
-    expected = module.target_critic(following, module.target_actor(following))
+    expected = by_hand(module.target_actor, module.target_critic, batch[Columns.NEXT_OBS])
     assert torch.allclose(values[1::2], expected[1::2], atol=1e-6)
 
 

@@ -30,7 +30,8 @@ def test_a_batch_is_made_of_transitions():
     }  # fmt: skip
     assert (batch[Columns.ACTIONS][:, 0] == 10 * number + step).all()
     assert (batch[Columns.REWARDS] == 100 * number + step).all()
-    assert (batch[Columns.NEXT_OBS][:, 1] == step + 1).all()
+    following = step + (~batch[Columns.TERMINATEDS]).float()  # an end is as good as any
+    assert (batch[Columns.NEXT_OBS][:, 1] == following).all()
     assert (batch[Columns.NEXT_OBS][:, 0] == number).all()
     assert batch[Columns.REWARDS].dtype == torch.float32
     # Cut off is not ended: what would follow still counts.
@@ -77,3 +78,16 @@ def test_state_goes_on_where_it_was(drawn):
     assert all((first[name] == second[name]).all() for name in first)
     again.add([episode(5, 1)])
     assert len(again) == len(replay) + 1
+
+
+def test_equal_beginnings_are_kept_once():
+    replay = Replay(100, seed=0)
+    starts = [np.zeros(2, np.float32), np.zeros(2, np.float32), np.ones(2, np.float32)]
+    for start in starts:
+        replay.add([SingleAgentEpisode(
+            observations=[start, start + 5], actions=[start], rewards=[0.0],
+            terminated=True, len_lookback_buffer=0,
+        )])  # fmt: skip
+    kept = [step[0] for step in replay.get_state()["steps"]]
+    assert kept[0] is kept[1]
+    assert [k.tolist() for k in kept] == [s.tolist() for s in starts]
