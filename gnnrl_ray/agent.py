@@ -132,7 +132,7 @@ def connected(address: str | None) -> Iterator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS")
     where = {"address": address or "local"}
-    if address is None:
+    if not address:
         where["include_dashboard"] = False
     ray.init(**where, logging_level="error", log_to_driver=False)
     try:

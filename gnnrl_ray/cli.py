@@ -457,7 +457,10 @@ def sweep_command(
         typer.Option(metavar="PROJECT", help="Report to Weights & Biases, too."),
     ] = None,
     mlflow: Annotated[
-        str | None, typer.Option(metavar="URI", help="Report to MLflow, too.")
+        str | None,
+        typer.Option(
+            metavar="URI", help="Report to MLflow, too: its server, or sqlite:///FILE."
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option(help="Say nothing while it goes on.")] = False,
     as_json: JsonOption = False,
@@ -467,11 +470,15 @@ def sweep_command(
 
     sweep = Sweep.read(file)
     folder = out or f"sweeps/{file.stem}"
-    each = sweep.search.get("episodes", 180)
-    with Panel(f"sweep {file.stem}", sweep.size * each, errors, quiet) as panel:
+    total, began = sweep.size * sweep.episodes, not resume
+    with Panel(f"sweep {file.stem}", total, errors, quiet) as panel:
 
         def on_progress(last: dict[str, dict]) -> None:
+            nonlocal began
             done = sum(result["episode"] for result in last.values())
+            if not began:
+                panel.begin(done)
+                began = True
             panel.episode(done, max(result["accuracy"] for result in last.values()))
 
         try:

@@ -491,7 +491,6 @@ class DDPG(Algorithm):
             weights = self._module_state()
             local = self.env_runner_group.local_env_runner
             return [local.run_episode(self.episodes.take(), weights)]
-        self._start_episodes()
         busy = self._warm and self._updates_owed >= 1
         return self.episodes.collect(0.0 if busy else _WAIT_SECONDS)
 

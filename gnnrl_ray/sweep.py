@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import ray
@@ -22,6 +22,7 @@ from torch import nn
 from gnnrl_ray.agent import AGENT_SETTINGS, connected
 from gnnrl_ray.data import Data, load_data
 from gnnrl_ray.folder import Folder
+from gnnrl_ray.objective import Outcome
 from gnnrl_ray.search import search
 from gnnrl_ray.zoo import load_network
 
@@ -30,6 +31,7 @@ _SEARCH = set(inspect.signature(search).parameters) - {
     *("network", "data", "agent", "name", "out", "resume", "overwrite", "address"),
     *("wait_for_nodes", "on_episode", "on_status"),
 }
+_UPLOAD_SECONDS = 60  # that the end of a sweep waits for Weights & Biases
 _DATA = {"network", "dataset", "validation"}
 Progress = Callable[[dict[str, dict]], None]
 
@@ -97,10 +99,21 @@ class Sweep:
         return self.search.get("env_runners", 0)
 
     @property
+    def episodes(self) -> int:
+        """Episodes of each search."""
+        default = inspect.signature(search).parameters["episodes"].default
+        return self.search.get("episodes", default)
+
+    @property
     def size(self) -> int:
         """How many searches it is."""
         lists = (len(v) for v in self.space.values() if isinstance(v, list))
         return self.samples * math.prod(lists)
+
+    def gpus_per_env_runner(self, gpus: float) -> float:
+        """Return what an env runner has of the ``gpus`` of a search: a share, or whole."""
+        share = gpus / self.runners
+        return share if share < 1 else int(share)
 
     def param_space(self) -> dict:
         """Return the space in Ray Tune's terms."""
@@ -118,9 +131,10 @@ class Sweep:
         """Return what one search takes: itself, and its env runners with their GPUs."""
         if not self.runners:
             return tune.PlacementGroupFactory([{"CPU": 1, "GPU": gpus}])
-        each = {"CPU": self.search.get("cpus_per_env_runner", 1.0)}
-        share = gpus / self.runners
-        each["GPU"] = share if share < 1 else int(share)
+        each = {
+            "CPU": self.search.get("cpus_per_env_runner", 1.0),
+            "GPU": self.gpus_per_env_runner(gpus),
+        }
         return tune.PlacementGroupFactory([{"CPU": 1}, *[each] * self.runners])
 
 
@@ -158,6 +172,7 @@ def run_sweep(
 
     Raises:
         SweepError: there is, or is not, a sweep in ``out``; or all searches failed.
+        KeyboardInterrupt: it was interrupted; ``results.csv`` has what there is.
     """
     folder = Folder(out)
     if folder.exists("tuner.pkl") != resume:
@@ -166,6 +181,7 @@ def run_sweep(
             f"{out} holds a sweep already; go on with --resume, or name another --out."
         )  # fmt: skip
     given = {key: value for key, value in sweep.search.items() if key not in _DATA}
+    given["episodes"] = sweep.episodes
     about = {"network": "resnet20", "dataset": "cifar10", "validation": "test-5k"}
     about |= {key: sweep.search[key] for key in _DATA & sweep.search.keys()}
     name, dataset, validation = about.values()
@@ -176,11 +192,10 @@ def run_sweep(
     root = str(folder.local.resolve()) if folder.local else str(folder)
     share = gpus / (at_once or 1)
     if sweep.runners:
-        given["gpus_per_env_runner"] = share / sweep.runners
-        if given["gpus_per_env_runner"] > 1:
-            given["gpus_per_env_runner"] //= 1
+        given["gpus_per_env_runner"] = sweep.gpus_per_env_runner(share)
     elif not share:
         given["device"] = "cpu"
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which no setting keeps quiet
     with connected(address):
         _check_room(sweep, share)
         trainable = tune.with_resources(
@@ -191,7 +206,8 @@ def run_sweep(
             sweep.resources(share),
         )  # fmt: skip
         tuner = _tuner(sweep, trainable, root, at_once or (1 if gpus else None), resume,
-                       [*(loggers or []), _Watch(on_progress)])  # fmt: skip
+                       [*(loggers or []), _Watch()])  # fmt: skip
+        _Watch.on_progress = on_progress
         results = tuner.fit()
     table = pd.DataFrame(
         {
@@ -204,6 +220,8 @@ def run_sweep(
         for result in results
     ).sort_values("accuracy", ascending=False, ignore_index=True)
     folder.write("results.csv", table.to_csv(index=False).encode())
+    if any(r.error is None and not (r.metrics or {}).get("done") for r in results):
+        raise KeyboardInterrupt  # which Ray Tune takes for a reason to end well
     if not table["accuracy"].notna().to_numpy().any():
         raise SweepError(f"all searches failed, the first with: {table['error'][0]}")
     folder.write("sweep.png", _draw(sweep, [r.metrics_dataframe for r in results], table))
@@ -230,26 +248,34 @@ def tracking(
     Args:
         name: of the sweep.
         wandb: project there, if wanted.
-        mlflow: URI of the tracking server or folder, if wanted.
+        mlflow: URI of the tracking server or database, if wanted.
 
     Raises:
-        SweepError: its package is not installed.
+        SweepError: the package is not installed, or does not take what it is given.
     """
     loggers: list[tune.Callback] = []
-    try:
-        if wandb is not None:
-            from ray.air.integrations.wandb import WandbLoggerCallback
+    wanted = {"wandb": wandb, "mlflow": mlflow}
+    for flag in (flag for flag, value in wanted.items() if value is not None):
+        try:
+            if flag == "wandb":
+                from ray.air.integrations.wandb import WandbLoggerCallback
 
-            loggers.append(WandbLoggerCallback(project=wandb, group=name))
-        if mlflow is not None:
-            from ray.air.integrations.mlflow import MLflowLoggerCallback
+                logger = WandbLoggerCallback(
+                    project=wandb, group=name, upload_timeout=_UPLOAD_SECONDS
+                )
+            else:
+                from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-            loggers.append(MLflowLoggerCallback(tracking_uri=mlflow, experiment_name=name))
-    except (ImportError, RuntimeError) as error:
-        wanted = "wandb" if wandb is not None and not loggers else "mlflow"
-        raise SweepError(
-            f"--{wanted}: {error}; install it with: pip install 'gnnrl-ray[{wanted}]'"
-        ) from error
+                logger = MLflowLoggerCallback(tracking_uri=mlflow, experiment_name=name)
+        except (ImportError, RuntimeError) as error:
+            raise SweepError(
+                f"--{flag}: {error}; install it with: pip install 'gnnrl-ray[{flag}]'"
+            ) from error
+        try:
+            logger.setup()  # Ray Tune does so, too, but only after everything else
+        except Exception as error:
+            raise SweepError(f"--{flag} {wanted[flag]}: {error}") from error
+        loggers.append(logger)
     return loggers
 
 
@@ -260,13 +286,17 @@ def _trial(config: dict, network: nn.Module, data: Data, given: dict, root: str)
     agent = {name: settings.pop(name) for name in AGENT_SETTINGS & settings.keys()}
     out = f"{root}/runs/{tune.get_context().get_trial_id()}"
 
-    def report(done: int, best: Any) -> None:
-        if best is not None:
+    def report(done: int, best: Outcome | None) -> None:
+        # After the last, Ray Tune may end a search before it has saved its winner.
+        if best is not None and done < settings["episodes"]:
             tune.report({"episode": done, "accuracy": best.accuracy, "macs": best.macs})
 
     resume = Folder(out).exists("run.json")
-    search(network, data, **settings, agent=agent, out=out, resume=resume,
-           on_episode=report)  # fmt: skip
+    best = search(network, data, **settings, agent=agent, out=out, resume=resume,
+                  on_episode=report)  # fmt: skip
+    tune.report(
+        {"episode": settings["episodes"], "accuracy": best.accuracy, "macs": best.macs}
+    )
 
 
 def _tuner(
@@ -280,7 +310,7 @@ def _tuner(
     if sweep.asha:
         scheduler = ASHAScheduler(
             time_attr="episode",
-            max_t=sweep.search.get("episodes", 180),
+            max_t=sweep.episodes,
             grace_period=sweep.asha.get("grace", 30),
             reduction_factor=sweep.asha.get("factor", 3),
         )
@@ -299,21 +329,21 @@ def _tuner(
 
 
 class _Watch(tune.Callback):
-    """Passes on the last results; a sweep that is restored has none to pass them to."""
+    """Passes on the last results.
 
-    def __init__(self, on_progress: Progress | None) -> None:
-        self._on_progress = on_progress
-        self._last: dict[str, dict] = {}
+    Ray Tune pickles it, and makes one of that when a sweep is restored: so whom it tells
+    is kept here, not there.
+    """
 
-    def __getstate__(self) -> dict:
-        return {"_on_progress": None, "_last": {}}
+    on_progress: ClassVar[Progress | None] = None
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any
     ) -> None:
-        self._last[trial.trial_id] = result
-        if self._on_progress is not None:
-            self._on_progress(self._last)
+        if _Watch.on_progress is not None:
+            last = {t.trial_id: t.last_result or {} for t in trials}
+            last[trial.trial_id] = result
+            _Watch.on_progress({i: r for i, r in last.items() if "episode" in r})
 
 
 def _draw(sweep: Sweep, histories: list[pd.DataFrame | None], table: pd.DataFrame) -> bytes:

@@ -1,5 +1,9 @@
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
@@ -14,6 +18,22 @@ SEARCH = {
     "network": "resnet20", "dataset": "digits", "episodes": 4, "finetune": "none",
     "precision": "float32", "hidden": [16], "graph_dim": 8, "updates_per_step": 1,
 }  # fmt: skip
+
+FILE = """
+[search]
+network = "resnet20"
+dataset = "digits"
+episodes = 30
+finetune = "none"
+precision = "float32"
+hidden = [16]
+graph_dim = 8
+updates_per_step = 1
+[space]
+seed = [0, 1]
+[asha]
+grace = 30
+"""
 
 
 @pytest.fixture
@@ -51,6 +71,36 @@ def test_a_sweep_is_searches_a_table_and_a_picture(tmp_path):
     again = run_sweep(sweep, str(out), resume=True)
     assert again["accuracy"].tolist() == table["accuracy"].tolist()
     assert before == [p.read_bytes() for p in sorted(out.glob("runs/*/journal.jsonl"))]
+
+
+@pytest.mark.usefixtures("weights")
+def test_an_interrupted_sweep_goes_on(tmp_path):
+    file, out = tmp_path / "sweep.toml", tmp_path / "out"
+    file.write_text(FILE)
+    command = [sys.executable, "-m", "gnnrl_ray", "sweep", file, "--out", out]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(_episodes(out)) < 8 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert f"sweep {file} --out {out} --resume" in " ".join(said.split())
+    before = len(_episodes(out))
+    assert before < 60
+    done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [row["episode"] for row in json.loads(done.stdout)] == [30, 30]
+    assert "sweep sweep 60/60 episodes" in done.stderr
+    # Each episode once, and what each search leaves behind.
+    assert sorted(_episodes(out)) == sorted(2 * [*range(30)])
+    assert len(list(out.glob("runs/*/pruned.safetensors"))) == 2
+
+
+def _episodes(out):
+    lines = (p.read_text().splitlines() for p in out.glob("runs/*/journal.jsonl"))
+    return [json.loads(line)["episode"] for run in lines for line in run]
 
 
 @pytest.mark.usefixtures("ray_session", "weights")
@@ -130,3 +180,33 @@ def test_trackers_that_are_not_installed_are_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, f"ray.air.integrations.{name}", None)
     with pytest.raises(SweepError, match=f"--{name}: .*pip install 'gnnrl-ray.{name}.'"):
         tracking("x", **{name: "y"})
+
+
+@pytest.mark.usefixtures("weights")
+def test_trackers_are_told(tmp_path):
+    pytest.importorskip("wandb")
+    mlflow = pytest.importorskip("mlflow")
+    file, uri = tmp_path / "sweep.toml", f"sqlite:///{tmp_path}/mlflow.db"
+    file.write_text(FILE.replace("30", "4"))
+    command = [sys.executable, "-m", "gnnrl_ray", "sweep", file, "--json"]
+    command += ["--out", tmp_path / "out", "--wandb", "pruning", "--mlflow", uri]
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = {row["seed"]: row["accuracy"] for row in json.loads(done.stdout)}
+    assert len(list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))) == 2
+    client = mlflow.MlflowClient(uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'sweep'")
+    runs = [run.data for run in client.search_runs([experiment.experiment_id])]
+    assert {int(r.params["seed"]): r.metrics["accuracy"] for r in runs} == found
+    assert all(r.metrics["episode"] == 4 for r in runs)
+
+
+@pytest.mark.parametrize(("name", "value"), [("mlflow", "nonsense://x"), ("wandb", "p")])
+def test_trackers_that_refuse_are_named(name, value, tmp_path, monkeypatch):
+    pytest.importorskip(name)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no key of Weights & Biases is there
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with pytest.raises(SweepError, match=f"--{name} {value}: "):
+        tracking("x", **{name: value})
