@@ -13,9 +13,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from torch import Tensor
 
-_COLUMNS = (
-    Columns.OBS, Columns.ACTIONS, Columns.REWARDS, Columns.NEXT_OBS, Columns.TERMINATEDS,
-)  # fmt: skip
+_COLUMNS = (Columns.OBS, Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS)
 
 
 class Replay:
@@ -49,7 +47,7 @@ class Replay:
             rewards = np.asarray(episode.get_rewards(), np.float32)
             for t in range(len(episode)):
                 ends = episode.is_terminated and t == len(episode) - 1
-                following = observations[t if ends else t + 1]  # nobody reads an end
+                following = None if ends else observations[t + 1]
                 self._steps.append(
                     (observations[t], actions[t], rewards[t], following, ends)
                 )
@@ -61,14 +59,21 @@ class Replay:
     def sample(self, size: int) -> dict[str, Tensor]:
         """Draw ``size`` transitions with replacement: columns of tensors [size, ...].
 
-        They are there until the next drawing.
+        They are there until the next drawing. What follows an end is of no account.
         """
         drawn = self._generator.integers(len(self._steps), size=size)
-        columns = zip(*(self._steps[i] for i in drawn), strict=True)
+        steps = zip(*(self._steps[i] for i in drawn), strict=True)
+        observations, actions, rewards, following, ends = steps
         if self._batch and len(self._batch[Columns.REWARDS]) != size:
             self._batch.clear()
-        for name, column in zip(_COLUMNS, columns, strict=True):
+        columns = zip(_COLUMNS, (observations, actions, rewards, ends), strict=True)
+        for name, column in columns:
             self._batch[name] = np.stack(column, out=self._batch.get(name))
+        like = self._batch[Columns.OBS]
+        rows = self._batch.setdefault(Columns.NEXT_OBS, np.zeros_like(like))
+        for row, observation in zip(rows, following, strict=True):
+            if observation is not None:
+                row[...] = observation
         return {name: torch.from_numpy(column) for name, column in self._batch.items()}
 
     def get_state(self) -> dict:

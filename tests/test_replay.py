@@ -30,9 +30,9 @@ def test_a_batch_is_made_of_transitions():
     }  # fmt: skip
     assert (batch[Columns.ACTIONS][:, 0] == 10 * number + step).all()
     assert (batch[Columns.REWARDS] == 100 * number + step).all()
-    following = step + (~batch[Columns.TERMINATEDS]).float()  # an end is as good as any
-    assert (batch[Columns.NEXT_OBS][:, 1] == following).all()
-    assert (batch[Columns.NEXT_OBS][:, 0] == number).all()
+    goes_on = ~batch[Columns.TERMINATEDS]
+    assert (batch[Columns.NEXT_OBS][goes_on, 1] == step[goes_on] + 1).all()
+    assert (batch[Columns.NEXT_OBS][goes_on, 0] == number[goes_on]).all()
     assert batch[Columns.REWARDS].dtype == torch.float32
     # Cut off is not ended: what would follow still counts.
     assert (batch[Columns.TERMINATEDS] == ((number == 0) & (step == 2))).all()
