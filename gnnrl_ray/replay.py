@@ -69,9 +69,9 @@ class Replay:
         columns = zip(_COLUMNS, (observations, actions, rewards, ends), strict=True)
         for name, column in columns:
             self._batch[name] = np.stack(column, out=self._batch.get(name))
-        like = self._batch[Columns.OBS]
-        rows = self._batch.setdefault(Columns.NEXT_OBS, np.zeros_like(like))
-        for row, observation in zip(rows, following, strict=True):
+        if Columns.NEXT_OBS not in self._batch:
+            self._batch[Columns.NEXT_OBS] = np.zeros_like(self._batch[Columns.OBS])
+        for row, observation in zip(self._batch[Columns.NEXT_OBS], following, strict=True):
             if observation is not None:
                 row[...] = observation
         return {name: torch.from_numpy(column) for name, column in self._batch.items()}
