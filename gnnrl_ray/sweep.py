@@ -207,7 +207,7 @@ def run_sweep(
         )  # fmt: skip
         tuner = _tuner(sweep, trainable, root, at_once or (1 if gpus else None), resume,
                        [*(loggers or []), _Watch()])  # fmt: skip
-        _Watch.on_progress = on_progress
+        _Watch.on_progress, _Watch.over = on_progress, True
         results = tuner.fit()
     table = pd.DataFrame(
         {
@@ -220,7 +220,7 @@ def run_sweep(
         for result in results
     ).sort_values("accuracy", ascending=False, ignore_index=True)
     folder.write("results.csv", table.to_csv(index=False).encode())
-    if any(r.error is None and not (r.metrics or {}).get("done") for r in results):
+    if not _Watch.over or len(table) < sweep.size:
         raise KeyboardInterrupt  # which Ray Tune takes for a reason to end well
     if not table["accuracy"].notna().to_numpy().any():
         raise SweepError(f"all searches failed, the first with: {table['error'][0]}")
@@ -331,11 +331,15 @@ def _tuner(
 class _Watch(tune.Callback):
     """Passes on the last results.
 
-    Ray Tune pickles it, and makes one of that when a sweep is restored: so whom it tells
-    is kept here, not there.
+    Ray Tune pickles it, and makes one of that when a sweep is restored: so whom it tells,
+    and whether all searches are over, is kept here, not there.
     """
 
     on_progress: ClassVar[Progress | None] = None
+    over: ClassVar[bool] = True
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        _Watch.over = all(trial.is_finished() for trial in trials)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any
