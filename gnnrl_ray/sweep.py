@@ -220,7 +220,7 @@ def run_sweep(
         for result in results
     ).sort_values("accuracy", ascending=False, ignore_index=True)
     folder.write("results.csv", table.to_csv(index=False).encode())
-    if not _Watch.over or len(table) < sweep.size:
+    if not _Watch.over:
         raise KeyboardInterrupt  # which Ray Tune takes for a reason to end well
     if not table["accuracy"].notna().to_numpy().any():
         raise SweepError(f"all searches failed, the first with: {table['error'][0]}")

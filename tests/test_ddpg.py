@@ -134,6 +134,7 @@ def test_one_update_equals_two_backward_passes_by_hand(build, groups, env):
     learner = algorithm.learner_group._learner
     batch = algorithm._replay.sample(8)
     batch[Columns.TERMINATEDS] = torch.tensor([True, False] * 4)
+    batch[Columns.NEXT_OBS] = torch.rand_like(batch[Columns.OBS])
     settings = algorithm.config
     loss = learner.compute_loss_for_module(
         module_id=DEFAULT_MODULE_ID,
@@ -162,6 +163,7 @@ def test_the_end_of_an_episode_has_no_value(build):
     module = module_of(algorithm)
     batch = algorithm._replay.sample(8)
     batch[Columns.TERMINATEDS] = torch.tensor([True, False] * 4)
+    batch[Columns.NEXT_OBS] = torch.rand_like(batch[Columns.OBS])
     values = module.forward_target(batch)
     assert (values[::2] == 0).all()
     expected = by_hand(module.target_actor, module.target_critic, batch[Columns.NEXT_OBS])
