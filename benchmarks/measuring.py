@@ -69,9 +69,15 @@ def halved(network: nn.Module, data: Data) -> tuple[ChannelGroups, Costs, object
     return groups, costs, costs.fit(groups.widths, costs.floor(0.0), 0.5)
 
 
-def macs_per_second(dtype: torch.dtype) -> float:
-    """Return what the machine does in large matrix products of ``dtype``."""
-    side = 1024
-    a = torch.randn(side, side).to(dtype)
-    (times,) = seconds(lambda: [a @ a for _ in range(20)], n=5)
+def macs_per_second(dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
+    """Return what ``device`` does in large matrix products of ``dtype``."""
+    side = 1024 if torch.device(device).type == "cpu" else 8192
+    a = torch.randn(side, side).to(device, dtype)
+
+    def multiply() -> None:
+        for _ in range(20):
+            product = a @ a
+        product[0, 0].item()  # waits for a GPU
+
+    (times,) = seconds(multiply, n=5)
     return 20 * side**3 / min(times)

@@ -49,12 +49,13 @@ def main() -> None:
         for row in PARTS[part](arguments.networks, arguments.dataset):
             rows.append(row)
             print(json.dumps(row), flush=True)
-    machine = _machine()
-    arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
-    Console(width=150).print(_table(rows, machine))
+    facts = machine()
+    arguments.json.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1))
+    Console(width=150).print(_table(rows, facts))
 
 
-def _machine() -> dict:
+def machine() -> dict:
+    """Return what figures were measured with."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -89,11 +89,14 @@ class Split:
         Args:
             size: B; the last batch may be smaller.
             generator: when given, images come in a random order, cropped and flipped
-                at random; when not, in order and as they are.
+                at random; when not, in order and as they are. One of the split's own
+                device spares a GPU from waiting for numbers of the CPU.
         """
-        order = torch.arange(len(self))
-        if generator is not None:
-            order = torch.randperm(len(self), generator=generator)
+        if generator is None:
+            order = torch.arange(len(self), device=self.labels.device)
+        else:
+            where = generator.device
+            order = torch.randperm(len(self), generator=generator, device=where)
         for index in order.split(size):
             index = index.to(self.labels.device)
             images = self.images[index]
@@ -108,10 +111,12 @@ class Split:
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         (batch, height, width, _), pad = images.shape, _CROP_PADDING
         padded = F.pad(images, (0, 0, pad, pad, pad, pad))
-        top, left = torch.randint(2 * pad + 1, (2, batch, 1), generator=generator)
-        rows, columns = top + torch.arange(height), left + torch.arange(width)
+        drawn = {"generator": generator, "device": generator.device}
+        top, left = torch.randint(2 * pad + 1, (2, batch, 1), **drawn)
+        rows = top + torch.arange(height, device=generator.device)
+        columns = left + torch.arange(width, device=generator.device)
         if self.flip:
-            mirrored = torch.rand(batch, 1, generator=generator) < 0.5
+            mirrored = torch.rand(batch, 1, **drawn) < 0.5
             columns = torch.where(mirrored, columns.flip(1), columns)
         rows, columns = rows.to(images.device), columns.to(images.device)
         which = torch.arange(batch, device=images.device)[:, None, None]

@@ -148,7 +148,7 @@ def _conv(flow: Labels, node: fx.Node) -> None:
     flow.record(
         "conv", inputs, outputs, weight=flow.name_of(names["weight"]), groups=groups,
         bias="bias" in names, kernel=math.prod(weight.shape[2:]),
-        uses=math.prod(shape[2:]), depthwise=depthwise,
+        uses=math.prod(shape[2:]), depthwise=depthwise, transposed=transposed,
     )  # fmt: skip
 
 

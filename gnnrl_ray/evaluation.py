@@ -46,10 +46,12 @@ class Format:
     Attributes:
         precision: ``plain``, the network as it is; or fused, in this number format.
         batch: images at a time.
+        masked: in the dense network with zeros, which a GPU can replay; else removed.
     """
 
     precision: str = "float32"
     batch: int = 64
+    masked: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,7 @@ class Evaluator:
     def _look_again(self, network: fx.GraphModule, logits: Tensor) -> None:
         """Replace ``logits`` of narrow numbers where those of float32 may decide anew."""
         labels = self._split.labels
-        own = logits.gather(1, labels[:, None])
-        others = logits.scatter(1, labels[:, None], -torch.inf)
-        ahead = own[:, 0] - others.amax(1)
+        ahead = margins(logits, labels)
         size = _AGAIN[logits.device.type]
         wide = self._prepare(network, torch.float32)
         for index in ahead.abs().argsort().split(size):
@@ -171,6 +171,13 @@ class Evaluator:
             logits[index] = again
             if (right[0] != right[1]).sum() <= _CHANGES * size:
                 break
+
+
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return by how much the label is ahead of all other classes, [N] of [N, K], [N]."""
+    own = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return own[:, 0] - others.amax(1)
 
 
 def _is_lost(score: Score, total: int, worth: float) -> bool:

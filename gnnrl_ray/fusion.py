@@ -67,17 +67,23 @@ def fuse(
     Returns:
         A function of channels-last images [B, C, H, W] of ``dtype``.
     """
-    return _Fusion(network, input_shape, dtype).result()
+    return Fusion(network, input_shape, dtype).network
 
 
-class _Fusion:
-    """Finds the chains of a network, and writes it anew with a call for each."""
+class Fusion:
+    """Finds the chains of a network, and writes it anew with a call for each.
+
+    Takes what :func:`fuse` takes.
+
+    Attributes:
+        network: what :func:`fuse` returns.
+    """
 
     def __init__(
         self, network: fx.GraphModule, input_shape: tuple[int, ...], dtype: torch.dtype
     ) -> None:
         self._dtype = dtype
-        self._network = network
+        self._source = network
         on_cpu = next(network.parameters()).device.type == "cpu"
         library = torch.backends.mkldnn
         # Plain, adding, and adding to what is there; builds of torch without oneDNN do
@@ -104,8 +110,21 @@ class _Fusion:
         self._graph = fx.Graph()
         self._root: dict[str, object] = {}
         self._written: dict[fx.Node, fx.Node] = {}
+        # Weights that were written, and what they came from.
+        self._folded: list[tuple[_Chain, list[Tensor]]] = []
+        self._copied: list[tuple[Tensor, Tensor]] = []
+        self.network = self._write()
 
-    def result(self) -> fx.GraphModule:
+    @torch.no_grad()
+    def refold(self) -> None:
+        """Let weights and statistics follow those of the source, where they are."""
+        for chain, written in self._folded:
+            for there, now in zip(written, self._weights(chain), strict=True):
+                there.copy_(now)
+        for there, now in self._copied:
+            there.copy_(now)
+
+    def _write(self) -> fx.GraphModule:
         """Copy all nodes, but those of a chain as one."""
         for node in self._nodes:
             if node in self._chains:
@@ -117,7 +136,7 @@ class _Fusion:
     def _without_identities(self) -> list[fx.Node]:
         """Return the nodes of a copy of the graph that lacks what does nothing."""
         graph = fx.Graph()
-        graph.output(graph.graph_copy(self._network.graph, {}))
+        graph.output(graph.graph_copy(self._source.graph, {}))
         for node in graph.nodes:
             if isinstance(self._module(node), nn.Identity | nn.Dropout):
                 node.replace_all_uses_with(node.all_input_nodes[0])
@@ -171,13 +190,12 @@ class _Fusion:
         """Write the call that stands for ``chain``."""
         module, name = self._module(chain.convolution), chain.convolution.name
         assert isinstance(module, nn.Conv2d)
-        weight, bias = module.weight, module.bias
-        if chain.norm is not None:
-            weight, bias = _folded(module, chain.norm)
-        weight = weight.detach().to(self._dtype, memory_format=torch.channels_last)
-        constants = [self._constant(f"{name}_weight", weight), None]
-        if bias is not None:
-            constants[1] = self._constant(f"{name}_bias", bias.detach().to(self._dtype))
+        weight, *bias = (tensor.to(self._dtype) for tensor in self._weights(chain))
+        written = [weight.contiguous(memory_format=torch.channels_last), *bias]
+        self._folded.append((chain, written))
+        constants = [self._constant(f"{name}_weight", written[0]), None]
+        if bias:
+            constants[1] = self._constant(f"{name}_bias", written[1])
         geometry = (module.padding, module.stride, module.dilation, module.groups)
         source = self._written[chain.convolution.all_input_nodes[0]]
         activation, numbers = chain.activation
@@ -198,6 +216,14 @@ class _Fusion:
                 target, given = adding, (source, other, *added)
         return self._graph.call_function(target, given)
 
+    def _weights(self, chain: _Chain) -> list[Tensor]:
+        """Return weight and, if there is one, bias of a convolution and its norm."""
+        module = self._module(chain.convolution)
+        tensors = (module.weight, module.bias)
+        if chain.norm is not None:
+            tensors = _folded(module, chain.norm)
+        return [tensor.detach() for tensor in tensors if tensor is not None]
+
     def _is_spent(self, node: fx.Node) -> bool:
         """Say whether what is written now reads ``node`` last, and may write over it."""
         written = self._written[node]
@@ -216,9 +242,10 @@ class _Fusion:
         if (node.op, node.target) == ("call_method", "view"):
             copied.target = "reshape"  # the memory is laid out in another way here
         if node.op == "get_attr":
-            tensor = get_tensor(self._network, target)
+            tensor = get_tensor(self._source, target).detach()
             floating = tensor.is_floating_point()
-            self._root[target] = tensor.detach().to(self._dtype) if floating else tensor
+            self._root[target] = tensor.to(self._dtype) if floating else tensor
+            self._copied.append((self._root[target], tensor))
         elif isinstance(module, nn.Linear) and all(u.op == "output" for u in node.users):
             self._root[target] = module
             with self._graph.inserting_before(copied):
@@ -231,6 +258,11 @@ class _Fusion:
                     for tensor in (*part.parameters(False), *part.buffers(False)):
                         if tensor.is_floating_point():
                             tensor.data = tensor.data.to(self._dtype)
+            for there, now in zip(
+                (*self._root[target].parameters(), *self._root[target].buffers()),
+                (*module.parameters(), *module.buffers()), strict=True,
+            ):  # fmt: skip
+                self._copied.append((there, now))
         return copied
 
 

@@ -116,15 +116,15 @@ def _filters(groups: ChannelGroups, tensors: dict[str, Tensor]) -> list[Tensor]:
     for op in groups.layers:
         if op.depthwise:
             continue
-        filters = _by_output(groups, op, tensors[op.weight])
+        filters = _by_output(op, tensors[op.weight])
         for g, rows in _by_group(groups, op.outputs, filters):
             made[g].setdefault(op.weight, rows)
     return [torch.cat(list(rows.values()), 1) for rows in made]
 
 
-def _by_output(groups: ChannelGroups, op: Operation, weight: Tensor) -> Tensor:
+def _by_output(op: Operation, weight: Tensor) -> Tensor:
     """Return the filters of a layer, [C_out, K]."""
-    if not np.array_equal(groups.layouts[op.weight].rows, op.outputs):  # transposed
+    if op.transposed:
         weight = weight.unflatten(0, (op.groups, -1)).transpose(1, 2).flatten(0, 1)
     return weight.flatten(1).float().cpu()
 

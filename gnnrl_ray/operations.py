@@ -40,6 +40,7 @@ class Operation:
         uses: how often each weight is used for one image.
         groups: equal parts of a convolution's channels, each with filters of its own.
         depthwise: a convolution whose groups have one input channel each.
+        transposed: a convolution whose filters' first axis is that of its inputs.
         everywhere: a pool over all positions, at whatever resolution.
         taken: of a ``select``, int [C_out]: the position among the inputs that each
             output is taken from, or ``ZERO``.
@@ -62,6 +63,7 @@ class Operation:
     uses: int = 1
     groups: int = 1
     depthwise: bool = False
+    transposed: bool = False
     everywhere: bool = False
     taken: np.ndarray | None = None
     source: str | None = None

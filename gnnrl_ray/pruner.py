@@ -67,7 +67,7 @@ def mask(
     return silence(network, groups, keep(ranking, widths))
 
 
-def _flags(groups: ChannelGroups, kept: Iterable[np.ndarray]) -> np.ndarray:
+def flags_of(groups: ChannelGroups, kept: Iterable[np.ndarray]) -> np.ndarray:
     """Bool [channels + 1]: kept or not; the last entry serves ``FIXED``."""
     flags = np.zeros(groups.offsets[-1] + 1, bool)
     flags[FIXED] = True
@@ -84,7 +84,7 @@ def remove(
     It is a ``torch.fx`` graph over modules of the same names and types, so its state
     dict has the dense network's keys, and it trains, copies and exports like any module.
     """
-    flags = _flags(groups, kept)
+    flags = flags_of(groups, kept)
     graph = symbolic(network, groups.closed)
     smaller: dict[int, object] = {}  # where ``copy.deepcopy`` looks for copies
     for name, layout in groups.layouts.items():
@@ -203,21 +203,31 @@ def silence(
     network: nn.Module, groups: ChannelGroups, kept: Iterable[np.ndarray]
 ) -> fx.GraphModule:
     """Return a copy of ``network`` in which only ``kept`` channels are read."""
-    flags = _flags(groups, kept)
+    flags = flags_of(groups, kept)
     graph = copy.deepcopy(symbolic(network, groups.closed))
+    readers = [op for op in groups.operations if op.weight is not None or op.padded]
+    for op, mask in insert_masks(graph, readers):
+        mask.copy_(torch.from_numpy(flags[op.inputs]).view(mask.shape))
+    return graph
+
+
+def insert_masks(
+    graph: fx.GraphModule, readers: Iterable[Operation]
+) -> list[tuple[Operation, Tensor]]:
+    """Let ``readers`` read their inputs times a mask; return each with its own, of ones."""
     nodes = {node.name: node for node in graph.graph.nodes}
     dtype = next(graph.parameters()).dtype
-    for op in groups.operations:
-        if op.weight is None and not op.padded:
-            continue
+    masks = []
+    for op in readers:
         node = nodes[op.name]
         source = node.all_input_nodes[0]
-        there = torch.from_numpy(flags[op.inputs]).to(dtype)
         # As many axes follow a layer's inputs as its kernel has.
         kernel = 2 if op.weight is None else get_tensor(graph, op.weight).dim() - 2
+        ones, name = torch.ones(len(op.inputs), *[1] * kernel, dtype=dtype), op.name
         with graph.graph.inserting_before(node):
-            constant = _constant(graph, f"mask_{op.name}", there.view(-1, *[1] * kernel))
+            constant = _constant(graph, f"mask_{name}", ones)
             masked = graph.graph.call_function(torch.mul, (source, constant))
         node.replace_input_with(source, masked)
+        masks.append((op, graph.get_buffer(f"mask_{name}")))
     graph.recompile()
-    return graph
+    return masks

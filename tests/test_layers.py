@@ -22,7 +22,7 @@ ORDER = [
     ),
     *("importance", "pruner"),
     *("regions", "graph", "drawing", "mgnn"),
-    *("training", "fusion", "evaluation", "objective", "env"),
+    *("capture", "training", "fusion", "evaluation", "masking", "objective", "env"),
     *("replay", "episodes", "ddpg", "baselines", "journal", "run"),
     *("placement", "agent", "search", "sweep", "finetuning", "report"),
     *("panel", "cli", "__main__"),

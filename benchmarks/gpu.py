@@ -1,0 +1,322 @@
+"""Half an hour on a GPU, used fully: steps that leave what they found, and can go on.
+
+    python -m benchmarks.gpu --out DIR [--seconds 540] [--runs DIR] [--try]
+
+Each step writes ``DIR/NAME.json`` when it is done; called again, those that are there are
+skipped, so a few calls of nine minutes come to the end. The most valuable come first.
+Winners of searches are taken from ``--runs`` (``NETWORK-METHOD/best.json``, found before
+on a CPU), or searched.
+``--try`` runs all of it with the smallest numbers, on a CPU too.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.measuring import Row, load, macs_per_second, mean, row, seconds
+from benchmarks.run import machine
+from gnnrl_ray import Objective, accuracy, load_data, prune, search, trace
+from gnnrl_ray.baselines import rules
+from gnnrl_ray.capture import Captured
+from gnnrl_ray.data import Data
+from gnnrl_ray.evaluation import Evaluator
+from gnnrl_ray.masking import MaskedEvaluator
+from gnnrl_ray.pruner import remove
+from gnnrl_ray.training import TrainingStep, recalibrate, steps_per_epoch, train
+
+METHODS = ("gnn-rl", "uniform", "random")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done."""
+
+    networks: tuple[str, ...] = ("resnet56", "resnet20")
+    dataset: str = "cifar10"
+    episodes: int = 180
+    epochs: int = 100
+    repeats: int = 10
+    seeds: int = 3
+    actors: tuple[int, ...] = (1, 2, 4)
+    epoch_episodes: int = 8
+    deep: str = "resnet110"
+    deep_epochs: int = 160
+
+
+TINY = Size(("resnet20",), "digits", 4, 1, 2, 1, (1,), 1, "resnet20", 1)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how large."""
+
+    size: Size
+    device: torch.device
+    runs: Path
+    out: Path
+
+    def data(self) -> Data:
+        """Return the data set, on the device."""
+        return load_data(self.size.dataset).to(self.device)
+
+    def steps(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Yield names and work, the most valuable first."""
+        size = self.size
+        yield "tests", self.tests
+        for network in size.networks:
+            yield f"evaluation-{network}", partial(self.evaluation, network)
+            yield f"training-{network}", partial(self.training, network)
+            yield f"search-{network}", partial(self.searching, network)
+        for network in size.networks:
+            for seed in range(size.seeds):
+                work = partial(self.finetuning, network, "gnn-rl", seed)
+                yield f"finetune-{network}-gnn-rl-{seed}", work
+            for method in METHODS[1:]:
+                work = partial(self.finetuning, network, method, 0)
+                yield f"finetune-{network}-{method}-0", work
+        for count in size.actors:
+            yield f"actors-{count}", partial(self.actors, size.networks[0], count)
+        yield f"train-{size.deep}", partial(self.train_deep, size.deep)
+        yield f"search-{size.deep}", partial(self.searching, size.deep)
+
+    def tests(self) -> dict:
+        """Run what is marked ``gpu``."""
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "gpu",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        (self.out / "tests.txt").write_text(done.stdout + done.stderr)
+        return {"code": done.returncode, "said": done.stdout.strip().splitlines()[-1:]}
+
+    def evaluation(self, name: str) -> list[Row]:
+        """Candidates in steady state, beside the plain way."""
+        data, network = self.data(), self.network(name)
+        groups = trace(network, data.input_shape)
+        objective = Objective(network, groups, data, budget=0.5).to(self.device)
+        form, images = objective.choose(), len(data.validation)
+        generator = np.random.default_rng(0)
+        every = [rules.random(objective.costs, objective.floor, 0.5, generator)
+                 for _ in range(self.size.repeats)]  # fmt: skip
+        plain_form = replace(form, precision="plain", masked=False)
+        plain = Evaluator(data.validation, plain_form)
+        objective._score(every[0])
+
+        def eager() -> list[float]:
+            scores = []
+            for widths in every:
+                smaller = prune(network.to(self.device), groups, widths)
+                recalibrate(smaller, data.train)
+                scores.append(plain(smaller.eval()).accuracy)
+            return scores
+
+        def ours() -> list[float]:
+            return [objective._score(widths).accuracy for widths in every]
+
+        off = max(abs(a - b) for a, b in zip(eager(), ours(), strict=True))
+        slow, fast = seconds(eager, ours, n=3)
+        count = len(every)
+        rows = [
+            row(f"candidate, {form}", name, [1e3 * s / count for s in fast], "ms",
+                plain=mean(slow) / mean(fast), largest_difference=off),
+            row("candidate, plain", name, [1e3 * s / count for s in slow], "ms"),
+        ]  # fmt: skip
+        if form.masked:
+            only = MaskedEvaluator(network.to(self.device), groups, data, form, False, 0)
+            kept = objective.kept(groups.widths)
+            for _ in range(5):
+                only(kept)
+            (times,) = seconds(lambda: only(kept), n=20)
+            work = images * objective.costs.dense
+            rate = macs_per_second(getattr(torch, form.precision), self.device)
+            rows.append(row(f"{images} images, dense, {form}", name,
+                            [1e3 * s for s in times], "ms",
+                            limit=work / rate / mean(times)))  # fmt: skip
+        return rows
+
+    def training(self, name: str) -> list[Row]:
+        """An epoch at half the MACs, beside replays of the captured step alone."""
+        data, network = self.data(), self.network(name)
+        groups = trace(network, data.input_shape)
+        objective = Objective(network, groups, data, budget=0.5)
+        half = objective.costs.fit(groups.widths, objective.floor, 0.5)
+        smaller = prune(network, groups, half).to(self.device)
+        steps = steps_per_epoch(data.train)
+        bare_step = TrainingStep(
+            smaller.train(), precision="bfloat16", device=self.device, static=True
+        )
+        images, labels = next(data.train.batches(128, self.generator()))
+        rate = torch.tensor(1e-4, device=self.device)
+        for _ in range(5):
+            bare_step(images, labels, rate)
+
+        def bare() -> None:
+            captured: Captured = bare_step._captured
+            for _ in range(steps):
+                captured()
+            bare_step._loss.item()
+
+        def ours() -> None:
+            train(smaller, data.train, steps=steps, lr=1e-4, precision="bfloat16")
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+
+        ours_seconds, bare_seconds = seconds(ours, bare, n=3)
+        return [row("fine-tuning epoch, keep 0.5", name, ours_seconds, "s",
+                    bare=mean(ours_seconds) / mean(bare_seconds)),
+                row("replays of the step alone", name, bare_seconds, "s")]  # fmt: skip
+
+    def searching(self, name: str) -> list[Row]:
+        """A whole search without fine-tuning."""
+        folder, data = self.out / f"{name}-gnn-rl", load_data(self.size.dataset)
+        inside = 0.0
+        score = Objective._score
+
+        def timed(self_: Objective, widths: np.ndarray) -> object:
+            nonlocal inside
+            start = time.perf_counter()
+            result = score(self_, widths)
+            inside += time.perf_counter() - start
+            return result
+
+        Objective._score = timed
+        start = time.perf_counter()
+        try:
+            best = search(self.network(name), data, episodes=self.size.episodes, name=name,
+                          device=str(self.device), out=folder, overwrite=True)  # fmt: skip
+        finally:
+            Objective._score = score
+        total = time.perf_counter() - start
+        return [row(f"search, {self.size.episodes} episodes", name, [total], "s",
+                    outside_evaluation=1 - inside / total,
+                    accuracy=best.accuracy)]  # fmt: skip
+
+    def finetuning(self, name: str, method: str, seed: int) -> dict:
+        """Fine-tune a winner; the mean of the last three epochs counts."""
+        folder = self.winner(name, method)
+        data, network = self.data(), self.network(name)
+        best = json.loads((folder / "best.json").read_text())
+        groups = trace(network, data.input_shape)
+        kept = tuple(np.array(best["kept"][group]) for group in groups.names)
+        smaller = remove(network, groups, kept).to(self.device)
+        recalibrate(smaller, data.train)
+        steps = self.size.epochs * steps_per_epoch(data.train)
+        ends = {steps - i * steps_per_epoch(data.train) for i in range(3)}
+        scores: list[dict[str, float]] = []
+
+        def look(step: int, loss: float) -> None:
+            if step in ends:
+                scores.append({part: accuracy(smaller, getattr(data, part))
+                               for part in ("test", "holdout", "validation")})  # fmt: skip
+
+        start = time.perf_counter()
+        train(smaller, data.train, steps=steps, seed=seed, precision="bfloat16",
+              on_step=look)  # fmt: skip
+        last = {key: mean([score[key] for score in scores]) for key in scores[0]}
+        return last | {
+            "network": name, "method": method, "seed": seed, "epochs": self.size.epochs,
+            "macs_ratio": best["macs_ratio"], "before": best["accuracy"],
+            "seconds": time.perf_counter() - start,
+        }  # fmt: skip
+
+    def actors(self, name: str, count: int) -> list[Row]:
+        """Episodes of one epoch on actors that share the GPU."""
+        folder, ends = self.out / f"actors-{count}", []
+        share = 1 / count if self.device.type == "cuda" else 0
+        search(
+            self.network(name), load_data(self.size.dataset), name=name, finetune="epoch",
+            episodes=2 * count + self.size.epoch_episodes, env_runners=count,
+            gpus_per_env_runner=share, out=folder, overwrite=True,
+            on_episode=lambda done, best: ends.append(time.perf_counter()),
+        )  # fmt: skip
+        hourly = 3600 * (len(ends) - count - 1) / (ends[-1] - ends[count])
+        return [row(f"episodes of one epoch, {count} actors", name, [hourly], "per hour")]
+
+    def train_deep(self, name: str) -> dict:
+        """Train a network whose weights cannot be fetched here."""
+        command = [sys.executable, "-m", "gnnrl_ray", "train", "--network", name,
+                   "--dataset", self.size.dataset, "--epochs", str(self.size.deep_epochs),
+                   "--json"]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+
+    def network(self, name: str) -> torch.nn.Module:
+        """Return the trained network."""
+        return load(name, load_data(self.size.dataset))
+
+    def generator(self) -> torch.Generator:
+        """Return one of the device."""
+        return torch.Generator(self.device).manual_seed(0)
+
+    def winner(self, name: str, method: str) -> Path:
+        """Return a finished run, searched here if it was not brought along."""
+        for folder in (self.runs, self.out):
+            if (folder / f"{name}-{method}" / "best.json").is_file():
+                return folder / f"{name}-{method}"
+        search(self.network(name), load_data(self.size.dataset), method=method, name=name,
+               episodes=self.size.episodes, device=str(self.device),
+               out=self.out / f"{name}-{method}", overwrite=True)  # fmt: skip
+        return self.out / f"{name}-{method}"
+
+
+def main() -> None:
+    """Run the steps that are still to be done, while there is time."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("benchmarks/results/winners"))
+    parser.add_argument("--seconds", type=float, default=540, help="start nothing after")
+    parser.add_argument("--only", help="steps whose names begin with it")
+    parser.add_argument("--try", dest="tiny", action="store_true", help="smallest numbers")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and not arguments.tiny:
+        parser.error("no CUDA device; --try runs on a CPU.")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.tiny:  # what it trains is good for nothing else
+        os.environ["GNNRL_HOME"] = str(arguments.out / "home")
+    (arguments.out / "machine.json").write_text(json.dumps(machine(), indent=1))
+    bench = Bench(TINY if arguments.tiny else Size(), device, arguments.runs, arguments.out)
+    start = time.monotonic()
+    for name, work in bench.steps():
+        path = arguments.out / f"{name}.json"
+        if path.is_file() or not name.startswith(arguments.only or ""):
+            continue
+        if time.monotonic() - start > arguments.seconds:
+            print(f"no time for {name}; call again")
+            break
+        began = time.monotonic()
+        try:
+            found = work()
+        except Exception as error:
+            # The others are worth their time; this one is tried again by the next call.
+            print(f"{name} FAILED: {type(error).__name__}: {error}", flush=True)
+            continue
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(found, indent=1))
+        partial.replace(path)
+        print(f"{name} ({time.monotonic() - began:.0f} s): {json.dumps(found)}", flush=True)
+    else:
+        print("all done")
+    free = shutil.disk_usage(arguments.out).free
+    print(f"{free / 1e9:.0f} GB free")
+
+
+if __name__ == "__main__":
+    main()
