@@ -7,15 +7,15 @@ import numpy as np
 import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from torch import nn
 
 from benchmarks.measuring import Row, mean, row, seconds
-from gnnrl_ray import Costs, HierarchicalGraph, Objective, Outcome, load_data, trace
-from gnnrl_ray.ddpg import DDPG, DDPGConfig
-from gnnrl_ray.env import PruningEnv
-from gnnrl_ray.replay import Replay
+from gnnrl_ray import Budget, Costs, HierarchicalGraph, Objective, Outcome, load_data, trace
+from gnnrl_ray.actors.sharing import SharedObjective
+from gnnrl_ray.agent.ddpg import DDPG, DDPGConfig
+from gnnrl_ray.agent.env import PruningEnv
+from gnnrl_ray.agent.replay import Replay
 from gnnrl_ray.zoo import build_network
 
 REPEATS, EPISODES, BATCH = 30, 100, 64
@@ -32,20 +32,6 @@ class Free(Objective):
         """Return a made-up outcome."""
         score = float(np.asarray(widths).sum() % 100) / 100
         return Outcome(tuple(int(w) for w in widths), 0, 0, score, score - 1, 0.0)
-
-
-class Held:
-    """Hands the objective to environments as it is."""
-
-    def __init__(self, objective: Objective) -> None:
-        self._objective = objective
-
-    def __call__(self) -> Objective:
-        """Return it."""
-        return self._objective
-
-    def __deepcopy__(self, memo: dict) -> "Held":
-        return self
 
 
 def rows(networks: Sequence[str], dataset: str) -> Iterator[Row]:
@@ -65,18 +51,18 @@ def _network(name: str) -> Iterator[Row]:
     groups = trace(network, data.input_shape)
     costs, generator = Costs(groups), np.random.default_rng(0)
     kept = generator.random((CANDIDATES, len(groups.widths))) * (
-        groups.widths // groups.steps
+        groups.widths // groups.multiple_of
     )
-    widths = np.maximum(kept.astype(int), 1) * groups.steps
+    widths = np.maximum(kept.astype(int), 1) * groups.multiple_of
     (many,) = seconds(
         lambda: (costs.macs(widths), costs.params(widths), costs.activations(widths)),
         n=REPEATS,
     )
     yield row(f"costs of {CANDIDATES:,} candidates", name, [1e3 * s for s in many], "ms")
-    floor = costs.floor(0.1)
-    (fits,) = seconds(lambda: costs.fit(groups.widths, floor, 0.5), n=REPEATS)
+    budget = Budget(groups, {"flops": 0.5})
+    (fits,) = seconds(lambda: budget.project(groups.widths, budget.min_widths), n=REPEATS)
     yield row("projection to the budget", name, [1e3 * s for s in fits], "ms")
-    held = Held(Free(network, groups, data, budget=0.5))
+    held = SharedObjective(Free(network, groups, data, budget=0.5), remote=False)
     env = PruningEnv({"objective": held})
 
     def step() -> None:
@@ -99,10 +85,11 @@ def _network(name: str) -> Iterator[Row]:
 
 
 def _agent(name: str, algorithm: DDPG, env: PruningEnv) -> Iterator[Row]:
-    module = algorithm.learner_group._learner.module[DEFAULT_MODULE_ID].unwrapped()
-    observation = {Columns.OBS: torch.tensor(env.reset()[0])[None]}
+    (learner,) = algorithm.learner_group.foreach_learner(lambda learner: learner)
+    module = learner.get().module[DEFAULT_MODULE_ID].unwrapped()
+    observation = env.reset()[0]
     actions, episodes = seconds(
-        lambda: module.forward_inference(observation), algorithm.training_step, n=REPEATS
+        lambda: algorithm.act(observation), algorithm.training_step, n=REPEATS
     )
     yield row("action", name, [1e3 * s for s in actions], "ms")
     yield row("episode without evaluation and updates", name,
@@ -128,7 +115,7 @@ def _replay(env: PruningEnv, size: int, length: int) -> Replay:
         widths, observations = dense, [graph.features(dense)]
         for _ in range(length):
             kept = generator.uniform(0.3, 1, len(dense))
-            widths = env.objective.costs.round(widths * kept)
+            widths = env.objective.budget.round(widths * kept)
             observations.append(graph.features(widths))
         actions = generator.random((length, len(dense)), np.float32)
         replay.add([SingleAgentEpisode(

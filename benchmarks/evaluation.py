@@ -13,14 +13,13 @@ from torchvision import transforms
 
 from benchmarks.measuring import Row, halved, load, macs_per_second, mean, row, seconds
 from gnnrl_ray import Objective, Outcome, accuracy, load_data
-from gnnrl_ray.baselines import rules
 from gnnrl_ray.data import Data, Split
-from gnnrl_ray.evaluation import TOLERANCE, Evaluator, choose
-from gnnrl_ray.fusion import fuse
-from gnnrl_ray.importance import rank
-from gnnrl_ray.pruner import keep, prune, remove
-from gnnrl_ray.symbolic import symbolic
-from gnnrl_ray.training import recalibrate
+from gnnrl_ray.pruning.importance import rank
+from gnnrl_ray.pruning.removal import keep, prune, remove
+from gnnrl_ray.scoring.evaluation import TOLERANCE, Evaluator, choose
+from gnnrl_ray.scoring.fusion import fuse
+from gnnrl_ray.scoring.training import recalibrate
+from gnnrl_ray.tracing.symbolic import symbolic
 
 REPEATS = 5
 CANDIDATES = 40  # for the early stop
@@ -80,9 +79,9 @@ def _network(name: str, data: Data) -> Iterator[Row]:
     loader = masked(network)
     removed = prune(network, groups, half)
     recalibrate(removed, data.train)
-    form = choose(removed.eval(), split)
-    evaluator = Evaluator(split, form)
-    dtype = getattr(torch, form.precision, torch.float32)
+    mode = choose(removed.eval(), split)
+    evaluator = Evaluator(split, mode)
+    dtype = getattr(torch, mode.precision, torch.float32)
     rate = macs_per_second(dtype)
     whole = prune(network, groups, groups.widths)
     reference, full, short = seconds(
@@ -99,7 +98,7 @@ def _network(name: str, data: Data) -> Iterator[Row]:
         assert error <= TOLERANCE, f"{name} is off by {error:.2%}"
         limit = images * int(costs.macs(widths)) / rate
         yield row(
-            f"evaluation, keep {share}, {form.precision}", name,
+            f"evaluation, keep {share}, {mode.precision}", name,
             [images / s for s in times], "images/s",
             plain=mean(reference) / mean(times), limit=limit / mean(times),
         )  # fmt: skip
@@ -122,11 +121,12 @@ def _early_stop(
     name: str, network: nn.Module, data: Data, reference: float
 ) -> Iterator[Row]:
     """Random candidates one after the other, as a search would score them."""
-    groups, costs, _ = halved(network, data)
+    groups, _, _ = halved(network, data)
     objective = Objective(network, groups, data, budget=0.5, early_stop=True)
     evaluator, times = Evaluator(data.validation, objective.choose()), []
     for seed in range(CANDIDATES):
-        widths = rules.random(costs, objective.floor, 0.5, np.random.default_rng(seed))
+        ratios = np.random.default_rng(seed).random(len(groups.widths))
+        widths = objective.budget.reach(ratios)
         candidate, worth = objective.build(widths), objective._worth()
         start = time.perf_counter()
         score = evaluator(candidate, worth)
@@ -134,7 +134,7 @@ def _early_stop(
         complete = score.images == len(data.validation)
         assert not complete or score == evaluator(candidate), "scored to the end as ever"
         found, images = score.accuracy, None if complete else score.images
-        objective.learn(
+        objective.remember(
             [Outcome(tuple(widths.tolist()), 0, 0, found, found - 1, times[-1], images)]
         )
     each = [len(data.validation) / s for s in times]

@@ -27,13 +27,12 @@ import torch
 from benchmarks.measuring import Row, load, macs_per_second, mean, row, seconds
 from benchmarks.run import machine
 from gnnrl_ray import Objective, accuracy, load_data, prune, search, trace
-from gnnrl_ray.baselines import rules
-from gnnrl_ray.capture import Captured
 from gnnrl_ray.data import Data
-from gnnrl_ray.evaluation import Evaluator
-from gnnrl_ray.masking import MaskedEvaluator
-from gnnrl_ray.pruner import remove
-from gnnrl_ray.training import TrainingStep, recalibrate, steps_per_epoch, train
+from gnnrl_ray.pruning.removal import remove
+from gnnrl_ray.scoring.capture import Captured
+from gnnrl_ray.scoring.evaluation import Evaluator
+from gnnrl_ray.scoring.masking import MaskedEvaluator
+from gnnrl_ray.scoring.training import TrainingStep, recalibrate, steps_per_epoch, train
 
 METHODS = ("gnn-rl", "uniform", "random")
 
@@ -111,11 +110,11 @@ class Bench:
         data, network = self.data(), self.network(name)
         groups = trace(network, data.input_shape)
         objective = Objective(network, groups, data, budget=0.5).to(self.device)
-        form, images = objective.choose(), len(data.validation)
+        mode, images = objective.choose(), len(data.validation)
         generator = np.random.default_rng(0)
-        every = [rules.random(objective.costs, objective.floor, 0.5, generator)
-                 for _ in range(self.size.repeats)]  # fmt: skip
-        plain_form = replace(form, precision="plain", masked=False)
+        ratios = generator.random((self.size.repeats, len(groups.widths)))
+        every = [objective.budget.reach(row) for row in ratios]
+        plain_form = replace(mode, precision="plain", masked=False)
         plain = Evaluator(data.validation, plain_form)
         objective._score(every[0])
 
@@ -134,19 +133,19 @@ class Bench:
         slow, fast = seconds(eager, ours, n=3)
         count = len(every)
         rows = [
-            row(f"candidate, {form}", name, [1e3 * s / count for s in fast], "ms",
+            row(f"candidate, {mode}", name, [1e3 * s / count for s in fast], "ms",
                 plain=mean(slow) / mean(fast), largest_difference=off),
             row("candidate, plain", name, [1e3 * s / count for s in slow], "ms"),
         ]  # fmt: skip
-        if form.masked:
-            only = MaskedEvaluator(network.to(self.device), groups, data, form, False, 0)
+        if mode.masked:
+            only = MaskedEvaluator(network.to(self.device), groups, data, mode, False, 0)
             kept = objective.kept(groups.widths)
             for _ in range(5):
                 only(kept)
             (times,) = seconds(lambda: only(kept), n=20)
-            work = images * objective.costs.dense
-            rate = macs_per_second(getattr(torch, form.precision), self.device)
-            rows.append(row(f"{images} images, dense, {form}", name,
+            work = images * objective.budget.costs.dense
+            rate = macs_per_second(getattr(torch, mode.precision), self.device)
+            rows.append(row(f"{images} images, dense, {mode}", name,
                             [1e3 * s for s in times], "ms",
                             limit=work / rate / mean(times)))  # fmt: skip
         return rows
@@ -156,7 +155,7 @@ class Bench:
         data, network = self.data(), self.network(name)
         groups = trace(network, data.input_shape)
         objective = Objective(network, groups, data, budget=0.5)
-        half = objective.costs.fit(groups.widths, objective.floor, 0.5)
+        half = objective.budget.project(groups.widths, objective.budget.min_widths)
         smaller = prune(network, groups, half).to(self.device)
         steps = steps_per_epoch(data.train)
         bare_step = TrainingStep(
@@ -199,7 +198,7 @@ class Bench:
         Objective._score = timed
         start = time.perf_counter()
         try:
-            best = search(self.network(name), data, episodes=self.size.episodes, name=name,
+            best = search(self.network(name), data, episodes=self.size.episodes,
                           device=str(self.device), out=folder, overwrite=True)  # fmt: skip
         finally:
             Objective._score = score

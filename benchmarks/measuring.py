@@ -8,7 +8,7 @@ from typing import TypedDict
 import torch
 from torch import nn
 
-from gnnrl_ray import ChannelGroups, Costs, load_network, trace
+from gnnrl_ray import Budget, ChannelGroups, Costs, load_network, trace
 from gnnrl_ray.data import Data
 from gnnrl_ray.zoo import build_network
 from gnnrl_ray.zoo.weights import WeightsError
@@ -65,8 +65,8 @@ def load(name: str, data: Data) -> nn.Module:
 def halved(network: nn.Module, data: Data) -> tuple[ChannelGroups, Costs, object]:
     """Return groups, costs, and widths that shrink together to half the MACs."""
     groups = trace(network, data.input_shape)
-    costs = Costs(groups)
-    return groups, costs, costs.fit(groups.widths, costs.floor(0.0), 0.5)
+    budget = Budget(groups, {"flops": 0.5}, min_keep=0.0)
+    return groups, budget.costs, budget.project(groups.widths, budget.min_widths)
 
 
 def macs_per_second(dtype: torch.dtype, device: torch.device | str = "cpu") -> float:

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,9 +17,11 @@ import ray
 from ray._private.internal_api import node_stats
 
 from benchmarks.measuring import Row, load, row
-from gnnrl_ray import Objective, Outcome, load_data, trace
-from gnnrl_ray.agent import _config, _Held
-from gnnrl_ray.ddpg import DDPG
+from gnnrl_ray import Objective, Outcome, SearchSettings, load_data, trace
+from gnnrl_ray.actors.dispatch import Finished
+from gnnrl_ray.actors.sharing import SharedObjective
+from gnnrl_ray.agent.ddpg import DDPG, Hooks
+from gnnrl_ray.agent.method import ddpg_config
 
 RUNNERS = (1, 2, 4, 8, 16)
 # Of every runner; at the end of a search, runners wait for the last episode, and rounds of
@@ -37,6 +40,17 @@ class Sleeping(Objective):
         return Outcome(tuple(int(w) for w in widths), 0, 0, 0.5, -0.5, seconds)
 
 
+class Slept(Hooks):
+    """Keeps how long episodes slept."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_episode(self, finished: Finished) -> None:
+        """Take note of one."""
+        self.seconds.append(finished.result.get_infos(-1)["outcome"].seconds)
+
+
 def rows(networks: Sequence[str], dataset: str) -> Iterator[Row]:
     """Measure ResNet-20 on 1 to 16 env runners."""
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
@@ -45,14 +59,14 @@ def rows(networks: Sequence[str], dataset: str) -> Iterator[Row]:
     objective = Sleeping(network, trace(network, data.input_shape), data, budget=0.5)
     ray.init("local", num_cpus=16, include_dashboard=False, logging_level="error",
              log_to_driver=False)  # fmt: skip
-    settings = {
-        "fit": True, "on_timeout": "fit", "max_steps": 1, "levels": 2, "seed": 0,
-        "episode_timeout": 0.0, "max_retries": 0, "cpus_per_env_runner": 1.0,
-        "gpus_per_env_runner": 0.0, "agent": {"warmup_episodes": 8, "updates_per_step": 1},
-    }  # fmt: skip
+    settings = SearchSettings(
+        max_steps=1, episode_timeout=0.0, max_retries=0,
+        agent={"warmup_episodes": 8, "updates_per_step": 1},
+    )  # fmt: skip
     for runners in RUNNERS:
-        held = _Held(objective, True, 0.0)
-        algorithm = _config(settings | {"env_runners": runners}, held).build_algo()
+        shared = SharedObjective(objective, remote=True)
+        config = ddpg_config(replace(settings, env_runners=runners), shared)
+        algorithm = DDPG(config, hooks=Slept())
         try:
             _measure(algorithm, max(10, runners))  # what happens only once
             yield from _throughput("asynchronous", algorithm, runners)
@@ -68,7 +82,7 @@ def rows(networks: Sequence[str], dataset: str) -> Iterator[Row]:
 
 def _start_together(algorithm: DDPG) -> None:
     """Start episodes only once all are over, as synchronous sampling does."""
-    if not algorithm.episodes.under_way:
+    if not algorithm.dispatcher.under_way:
         DDPG._start_episodes(algorithm)
 
 
@@ -84,15 +98,12 @@ def _throughput(how: str, algorithm: DDPG, runners: int) -> Iterator[Row]:
 
 def _measure(algorithm: DDPG, count: int) -> tuple[float, float, float]:
     """Run so many episodes: wall seconds, mean seconds of sleep, CPU seconds of this."""
-    slept: list[float] = []
-    algorithm.on_episode = lambda finished: slept.append(
-        finished.episodes[0].get_infos(-1)["outcome"].seconds
-    )
-    while algorithm.episodes.under_way:  # what another measurement has left
-        algorithm.episodes.limit = algorithm.episodes.peek()
+    slept = algorithm._hooks.seconds
+    while algorithm.dispatcher.under_way:  # what another measurement has left
+        algorithm.dispatcher.limit = algorithm.dispatcher.peek()
         algorithm.train()
     slept.clear()
-    algorithm.episodes.limit = algorithm.episodes.peek() + count
+    algorithm.dispatcher.limit = algorithm.dispatcher.peek() + count
     wall, cpu = time.perf_counter(), time.process_time()
     while len(slept) < count:
         algorithm.train()

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from tests.networks import EVERY, build, count_macs, outputs
 from torch import Tensor, nn
 
 from gnnrl_ray import mask, prune, trace
-from tests.networks import EVERY, build, count_macs, outputs
 
 REPEATS = 3
 
@@ -82,7 +82,7 @@ def attempt(run: Callable, network: nn.Module, x: Tensor) -> dict:
 def ours(network: nn.Module, x: Tensor):
     """Trace, rank and remove."""
     groups = trace(network, x.shape[1:])
-    widths = np.maximum(groups.widths // groups.steps // 2, 1) * groups.steps
+    widths = np.maximum(groups.widths // groups.multiple_of // 2, 1) * groups.multiple_of
     removed = prune(network, groups, widths)
     return removed, lambda: outputs(mask(network, groups, widths), x)
 

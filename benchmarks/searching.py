@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from torch import nn
 
 from benchmarks.measuring import Row, load, row
-from gnnrl_ray import load_data, objective, search
+from gnnrl_ray import load_data, search
 from gnnrl_ray.data import Data
-from gnnrl_ray.evaluation import Evaluator
+from gnnrl_ray.scoring import objective
+from gnnrl_ray.scoring.evaluation import Evaluator
 
 EPISODES, WARM_UP = 14, 4
 EPOCH_EPISODES, EPOCH_WARM_UP = 3, 0  # where each trains for an epoch

@@ -12,8 +12,8 @@ from benchmarks.evaluation import Images, masked
 from benchmarks.measuring import Row, halved, load, macs_per_second, mean, row, seconds
 from gnnrl_ray import load_data
 from gnnrl_ray.data import Data
-from gnnrl_ray.pruner import prune
-from gnnrl_ray.training import steps_per_epoch, train
+from gnnrl_ray.pruning.removal import prune
+from gnnrl_ray.scoring.training import steps_per_epoch, train
 
 REPEATS, STEPS, BATCH = 3, 4, 128
 

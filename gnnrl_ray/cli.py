@@ -1,45 +1,23 @@
 """The command ``gnnrl-ray``."""
 
-import contextlib
 import errno
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import torch
 import typer
-from click.core import ParameterSource
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 from torch import nn
-from typer.models import OptionInfo
 
-from gnnrl_ray.costs import Costs
-from gnnrl_ray.data import DATASETS, VALIDATIONS, Data, load_data
-from gnnrl_ray.drawing import draw_graph
-from gnnrl_ray.env import TIMEOUTS, EpisodeError
-from gnnrl_ray.evaluation import PRECISIONS
-from gnnrl_ray.finetuning import finetune
-from gnnrl_ray.folder import Folder
-from gnnrl_ray.graph import HierarchicalGraph
-from gnnrl_ray.groups import trace
-from gnnrl_ray.importance import IMPORTANCES
-from gnnrl_ray.journal import JournalError
-from gnnrl_ray.objective import Outcome, parse_finetune
-from gnnrl_ray.panel import Panel
-from gnnrl_ray.report import (
+from gnnrl_ray.data import Data
+from gnnrl_ray.display.drawing import draw_graph
+from gnnrl_ray.display.panel import Panel, progress
+from gnnrl_ray.display.report import (
+    budget_used,
     describe,
     draw_search,
     groups_table,
@@ -47,13 +25,26 @@ from gnnrl_ray.report import (
     measure,
     measures_table,
     motifs_table,
+    sweep_table,
     whole_table,
 )
-from gnnrl_ray.run import FREE, Run, load_pruned
-from gnnrl_ray.search import METHODS, search
-from gnnrl_ray.training import TrainingError, steps_per_epoch, train
-from gnnrl_ray.zoo import NETWORKS, build_network, load_network
-from gnnrl_ray.zoo.weights import WeightsError, save_weights, weights_path
+from gnnrl_ray.errors import GnnrlError, InputError, Notice
+from gnnrl_ray.graph.hierarchy import HierarchicalGraph
+from gnnrl_ray.jobs.finetuning import finetune
+from gnnrl_ray.jobs.searching import Search, device_of
+from gnnrl_ray.jobs.trackers import Trackers
+from gnnrl_ray.methods import method_of
+from gnnrl_ray.options import settings_as_options
+from gnnrl_ray.pruning.costs import Costs
+from gnnrl_ray.run.directory import Run, rebuild
+from gnnrl_ray.scoring.outcome import Outcome
+from gnnrl_ray.scoring.training import steps_per_epoch
+from gnnrl_ray.settings import PRECISIONS, SearchSettings, parse_shape
+from gnnrl_ray.source import EMBEDDED, EMBEDDED_EPOCHS, Source, training_steps
+from gnnrl_ray.storage import Storage
+from gnnrl_ray.tracing.groups import trace
+from gnnrl_ray.zoo import build_network
+from gnnrl_ray.zoo.weights import weights_path
 
 app = typer.Typer(
     help="Find how many channels each layer of a CNN keeps, and remove the others.",
@@ -64,282 +55,52 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)  # and progress, so that output can be piped
 
-_COMMAND_LINE = ParameterSource.COMMANDLINE
-# The embedded data set, small enough to train a network and its winner on the spot.
-_EMBEDDED, _EMBEDDED_EPOCHS = "digits", 20
-
-
-def _choice(choices: Iterable[str], text: str) -> OptionInfo:
-    """Return an option that takes one of ``choices``."""
-
-    def parse(word: str) -> str:
-        if word not in choices:
-            known = ", ".join(map(repr, choices))
-            raise typer.BadParameter(f"{word!r} is not one of {known}.")
-        return word
-
-    return typer.Option(parser=parse, metavar="|".join(choices), help=text)
-
-
-_NETWORKS = f"{', '.join(NETWORKS)}, torchvision:NAME or package.module:callable."
-NetworkOption = Annotated[str, typer.Option(help=f"One of: {_NETWORKS}")]
-DatasetOption = Annotated[
-    str, typer.Option(help=f"One of: {', '.join(DATASETS)} ({_EMBEDDED} is embedded).")
-]
-DataDirOption = Annotated[
-    Path | None,
-    typer.Option(help="Folder of cifar*.npz; default: data/ in $GNNRL_HOME or cache."),
-]
-WeightsOption = Annotated[
-    str | None,
-    typer.Option(
-        help="State dict of the dense network (.th, .pt, .safetensors); file or URI."
-    ),
-]
-ValidationOption = Annotated[
-    str,
-    _choice(
-        VALIDATIONS,
-        "Where validation images are taken from. test-5k is the paper's protocol; what is "
-        "left of the test set is the holdout.",
-    ),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu or cuda:N; default: a GPU if there is one.")
 ]
-KeepOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="REGEX", help="Leave whole the groups of layers whose name it matches."
-    ),
-]
-SkipOption = Annotated[
-    bool,
-    typer.Option(help="Leave whole what cannot be traced, instead of an error."),
-]
-LevelsOption = Annotated[
-    int,
-    typer.Option(
-        min=1, max=3,
-        help="Of the graph: 1 flat, 2 with motifs, 3 with stages of motifs, if any repeat.",
-    ),
-]  # fmt: skip
 RunArgument = Annotated[str, typer.Argument(help="Run directory of a search, or its URI.")]
+QuietOption = Annotated[bool, typer.Option(help="Say nothing while it goes on.")]
+RateOption = Annotated[float, typer.Option(help="Peak learning rate.")]
+BatchOption = Annotated[int, typer.Option(min=2, help="Images in one step.")]
 
 
-@contextlib.contextmanager
-def _progress(title: str, total: int, every: int) -> Iterator[Callable[[int, str], None]]:
-    """Show a bar on a terminal, else a line every ``every`` steps."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
-        task = bar.add_task(title, total=total, note="")
-
-        def advance(done: int, note: str) -> None:
-            bar.update(task, completed=done, note=note)
-            if not errors.is_terminal and (done % every == 0 or done == total):
-                errors.print(f"{title} {done}/{total} {note}")
-
-        yield advance
-
-
-def _check_name(name: str) -> None:
-    """A wrong name of the zoo should not wait for a download of data."""
-    if ":" not in name:
-        build_network(name)
-
-
-def _build(name: str, data: Data) -> nn.Module:
-    return build_network(name, data.classes, data.input_shape[-1])
-
-
-def _base_network(name: str, data: Data, weights: str | None) -> nn.Module:
+def _load_weights(source: Source, network: nn.Module, data: Data) -> None:
     """Load the dense network; on the embedded data set, train it the first time."""
-    path = weights_path(name, data.name)
-    if weights or data.name != _EMBEDDED or path.is_file():
-        return load_network(
-            name, data.name, weights=weights, num_classes=data.classes,
-            image_size=data.input_shape[-1],
-        )  # fmt: skip
-    return _train_shown(name, data, path, epochs=_EMBEDDED_EPOCHS)
-
-
-def _train_shown(
-    name: str, data: Data, path: Path, *, epochs: float, lr: float = 0.05,
-    batch_size: int = 128, seed: int = 0, device: str = "cpu",
-) -> nn.Module:  # fmt: skip
-    """Train ``name`` from the start; its weights go to ``path``, however it ends."""
-    torch.manual_seed(seed)
-    network = _build(name, data).to(device)
-    steps = max(1, round(epochs * steps_per_epoch(data.train, batch_size)))
-    try:
-        with _progress(f"training {name} on {data.name}", steps, 40) as advance:
-            train(
-                network, data.train.to(device), steps=steps, lr=lr,
-                batch_size=batch_size, seed=seed,
-                on_step=lambda step, loss: advance(step, f"loss {loss:.3f}"),
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        save_weights(network, path.with_suffix(".interrupted.safetensors"))
-        errors.print(
-            "\nInterrupted: what has been trained so far is in "
-            f"{path.with_suffix('.interrupted.safetensors')}; use it with --weights."
-        )
-        raise typer.Exit(130) from None
-    save_weights(network, path)
-    return network.to("cpu").eval()
-
-
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _assignments(given: list[str]) -> dict:
-    """Read NAME=VALUE, where values are JSON."""
-    settings = {}
-    for text in given:
-        name, _, value = text.partition("=")
+    steps = training_steps(data, EMBEDDED_EPOCHS)
+    with progress(
+        errors, f"training {source.network} on {data.name}", steps, 40
+    ) as advance:
         try:
-            settings[name] = json.loads(value)
-        except ValueError:
-            raise typer.BadParameter(f"--agent {text!r} is not NAME=NUMBER.") from None
-    return settings
+            source.load_weights(network, data, advance)
+        except KeyboardInterrupt:
+            _training_interrupted(source, data)
+
+
+def _training_interrupted(source: Source, data: Data) -> NoReturn:
+    path = weights_path(source.network, data.name).with_suffix(".interrupted.safetensors")
+    errors.print(
+        f"\nInterrupted: what has been trained so far is in {path}; use it with --weights."
+    )
+    raise typer.Exit(130) from None
 
 
 @app.command("search")
+@settings_as_options(source=Source, settings=SearchSettings)
 def search_command(
-    context: typer.Context,
-    network: NetworkOption = "resnet20",
-    dataset: DatasetOption = _EMBEDDED,
-    flops: Annotated[
-        str, typer.Option(help="Share of the multiply-accumulates to keep, in (0, 1).")
-    ] = "0.5",
-    episodes: Annotated[
-        int, typer.Option(min=1, help="Candidates to score, 30 of them at random.")
-    ] = 180,
-    method: Annotated[str, _choice(METHODS, "How to search.")] = "gnn-rl",
-    finetune_: Annotated[
-        str,
-        typer.Option(
-            "--finetune",
-            metavar="recalibrate|none|epoch|STEPS",
-            help="Before a candidate is scored: recompute normalisation statistics, do "
-            "nothing, or train for an epoch or a number of steps.",
-        ),
-    ] = "recalibrate",
-    importance: Annotated[
-        str,
-        _choice(IMPORTANCES, "What ranks channels."),
-    ] = "l2",
-    min_keep: Annotated[
-        float, typer.Option(help="Smallest share of a group's channels to keep.")
-    ] = 0.1,
-    round_to: Annotated[
-        int, typer.Option(min=1, help="Keep multiples of so many channels, or all.")
-    ] = 1,
-    keep: KeepOption = None,
-    skip_untraceable: SkipOption = False,
-    levels: LevelsOption = 2,
-    fit: Annotated[
-        bool,
-        typer.Option(help="Scale an episode's last step back to use the whole budget."),
-    ] = True,
-    on_timeout: Annotated[
-        str,
-        _choice(
-            TIMEOUTS,
-            "After --max-steps without the budget: scale all groups down to it, or end "
-            "with the worst reward.",
-        ),
-    ] = "fit",
-    max_steps: Annotated[int, typer.Option(min=1, help="Of one episode.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    precision: Annotated[
-        str,
-        _choice(
-            ("auto", *PRECISIONS),
-            "Of evaluation. auto: what is fastest here, if within 0.1 points of plain.",
-        ),
-    ] = "auto",
-    early_stop: Annotated[
-        bool,
-        typer.Option(
-            help="Stop scoring candidates that cannot be among the best three; their "
-            "accuracies are estimates then. Not for results that are to be published."
-        ),
-    ] = False,
-    agent: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="Setting of the agent, such as updates_per_step=8 or noise_decay=0.95 "
-            "(gnnrl_ray.ddpg.DDPGConfig.training); may be given again.",
-        ),
-    ] = None,
-    env_runners: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Ray actors, each with one episode at a time; 0 runs all in this process.",
-        ),
-    ] = 0,
-    cpus_per_env_runner: Annotated[
-        float, typer.Option(min=0, help="For each actor; it runs as many threads.")
-    ] = 1.0,
-    gpus_per_env_runner: Annotated[
-        float,
-        typer.Option(min=0, help="Share of a GPU, and of its memory, for each actor."),
-    ] = 0.0,
-    episode_timeout: Annotated[
-        float,
-        typer.Option(
-            min=0, help="Seconds after which an episode's actor is replaced; 0: never."
-        ),
-    ] = 3600.0,
-    max_retries: Annotated[
-        int,
-        typer.Option(
-            min=0, help="How often a lost episode is run again before it is left out."
-        ),
-    ] = 3,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="Ray cluster to run on, auto for this machine's; default: the one that "
-            "this is a job of, else one of this machine, for as long as the search lasts."
-        ),
-    ] = None,
-    wait_for_nodes: Annotated[
-        float,
-        typer.Option(min=0, help="Seconds that the cluster has to become large enough."),
-    ] = 0.0,
-    device: DeviceOption = None,
+    source: dict,
+    settings: dict,
     epochs: Annotated[
         int | None,
         typer.Option(
             min=0,
             help="Fine-tune the winner at the end; default: "
-            f"{_EMBEDDED_EPOCHS} on {_EMBEDDED}, else 0 (see `gnnrl-ray finetune`).",
+            f"{EMBEDDED_EPOCHS} on {EMBEDDED}, else 0 (see `gnnrl-ray finetune`).",
         ),
     ] = None,
-    validation: ValidationOption = "test-5k",
-    data_dir: DataDirOption = None,
-    weights: WeightsOption = None,
     out: Annotated[
         str | None,
-        typer.Option(
-            help="Run directory or URI (s3://...); default: runs/NETWORK-DATASET-METHOD."
-        ),
+        typer.Option(help="Directory or URI; default: runs/NETWORK-DATASET-METHOD."),
     ] = None,
     resume: Annotated[
         str | None,
@@ -349,59 +110,40 @@ def search_command(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
-    quiet: Annotated[bool, typer.Option(help="Say nothing while it goes on.")] = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Search for the best widths within a budget.
 
     Without arguments: ResNet-20 on scikit-learn's digits at half the MACs, in minutes.
     """
-    folder = out or f"runs/{network.replace(':', '-')}-{dataset}-{method}"
-    settings = {
-        "flops": _number(flops), "episodes": episodes, "method": method,
-        "finetune": parse_finetune(finetune_), "importance": importance,
-        "min_keep": min_keep, "round_to": round_to, "keep": keep,
-        "skip_untraceable": skip_untraceable, "levels": levels, "fit": fit,
-        "on_timeout": on_timeout,
-        "max_steps": max_steps, "seed": seed, "precision": precision,
-        "early_stop": early_stop, "env_runners": env_runners,
-        "cpus_per_env_runner": cpus_per_env_runner,
-        "gpus_per_env_runner": gpus_per_env_runner, "episode_timeout": episode_timeout,
-        "max_retries": max_retries, "device": device, "name": network,
-        "weights": weights, "data_dir": data_dir, "agent": _assignments(agent or []),
-    }  # fmt: skip
-    there = 0
+    done = 0
     if resume:
-        folder, run = resume, Run.open(resume)
-        there = len(run.journal)
-        # What may change when a run goes on, where the command line says so.
-        given = {n for n in settings if context.get_parameter_source(n) == _COMMAND_LINE}
-        settings = run.settings | {n: settings[n] for n in given & set(FREE)}
-        dataset, validation = run.about["dataset"], run.about["validation"]
-    if settings["env_runners"]:
+        run = Run.open(resume)
+        about = run.source.continued(source, resume)
+        wanted, done = run.settings.continued(settings, resume), len(run.journal)
+    else:
+        about, wanted = Source(**source), SearchSettings(**settings)
+    name = f"{(about.network or '').replace(':', '-')}-{about.dataset}-{wanted.method}"
+    folder = resume or out or f"runs/{name}"
+    if wanted.env_runners:
         # One line of Ray's in place of one for every actor; what matters, we say.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    _check_name(settings["name"])
-    data = load_data(dataset, settings["data_dir"], validation)
-    # Before anything takes long.
-    how = {key: settings[key] for key in ("keep", "skip_untraceable") if key in settings}
-    groups = trace(_build(settings["name"], data), data.input_shape, **how)
-    costs = Costs(groups, settings.get("round_to", 1))
-    costs.check_budget(settings["flops"], settings["min_keep"])
-    base = _base_network(settings["name"], data, settings["weights"])
-    total = 1 if settings["method"] == "uniform" else settings["episodes"]
-    with Panel(
-        f"{settings['method']} on {settings['name']}", total, errors, quiet
-    ) as panel:
+    data = about.load_data()
+    network = about.build(data)
+    search = Search(network, data, wanted, about)  # before anything takes long
+    _load_weights(about, network, data)
+    total = method_of(wanted.method).candidates(wanted)
+    title = f"{wanted.method} on {about.network}"
+    with Panel(title, total, errors, quiet) as panel:
 
         def on_episode(done: int, best: Outcome | None) -> None:
             panel.episode(done, best and best.accuracy)
 
-        panel.begin(there)
+        panel.begin(done)
         try:
-            outcome = search(
-                base, data, **settings, out=folder, resume=resume is not None,
-                overwrite=overwrite, address=address, wait_for_nodes=wait_for_nodes,
+            outcome = search.run(
+                folder, resume=resume is not None, overwrite=overwrite,
                 on_episode=on_episode, on_status=panel.status,
             )  # fmt: skip
         except KeyboardInterrupt:
@@ -409,18 +151,23 @@ def search_command(
     run = Run.open(folder)
     draw_search(run)
     if epochs is None:
-        epochs = _EMBEDDED_EPOCHS if dataset == _EMBEDDED else 0
+        epochs = EMBEDDED_EPOCHS if about.dataset == EMBEDDED else 0
+    costs = Costs(search.groups)
     if epochs:
-        _finetune_shown(folder, base, data, epochs, 0.05, 128, seed, device)
-    _show_measures(folder, base, data, as_json)
+        _finetune_shown(run, network, data, costs, epochs=epochs, seed=wanted.seed,
+                        device=wanted.device)  # fmt: skip
+    _show_measures(network, data, costs, as_json, run)
     if not as_json:
         console.print(
             f"best of {len(run.journal)}: validation accuracy {outcome.accuracy:.2%} at "
-            f"{run.best()['macs_ratio']:.1%} of the MACs; everything is in {folder}"
+            f"{budget_used(run.best())}; everything is in {folder}"
         )
 
 
 def _interrupted(folder: str, total: int) -> NoReturn:
+    if not Storage(folder).exists("run.json"):
+        errors.print("\nInterrupted before there was anything to save.")
+        raise typer.Exit(130)
     journal = Run.open(folder).journal
     best = journal.best()
     said = f"{len(journal)} of {total} episodes are in {folder}/journal.jsonl"
@@ -431,7 +178,9 @@ def _interrupted(folder: str, total: int) -> NoReturn:
 
 
 @app.command("sweep")
+@settings_as_options(trackers=Trackers)
 def sweep_command(
+    trackers: dict,
     file: Annotated[
         Path, typer.Argument(help="TOML; see tuned_examples/sweep_warmup_noise.toml.")
     ],
@@ -447,28 +196,23 @@ def sweep_command(
         int | None,
         typer.Option(min=1, help="Searches at a time; default: as many as there is room."),
     ] = None,
-    data_dir: DataDirOption = None,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to run on, as for `search`.")
     ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the data, if not that of FILE.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the sweep in --out.")] = False,
-    wandb: Annotated[
-        str | None,
-        typer.Option(metavar="PROJECT", help="Report to Weights & Biases, too."),
-    ] = None,
-    mlflow: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URI", help="Report to MLflow, too: its server, or sqlite:///FILE."
-        ),
-    ] = None,
-    quiet: Annotated[bool, typer.Option(help="Say nothing while it goes on.")] = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Try settings of search and agent beside each other, with Ray Tune."""
-    from gnnrl_ray.sweep import Sweep, over_seeds, run_sweep, tracking
+    from gnnrl_ray.jobs.sweep import Sweep, over_seeds, run_sweep
+    from gnnrl_ray.jobs.trackers import tracking
 
     sweep = Sweep.read(file)
+    if data_dir is not None:
+        sweep = replace(sweep, search=sweep.search | {"data_dir": str(data_dir)})
     folder = out or f"sweeps/{file.stem}"
     total, began = sweep.size * sweep.episodes, not resume
     with Panel(f"sweep {file.stem}", total, errors, quiet) as panel:
@@ -483,9 +227,9 @@ def sweep_command(
 
         try:
             table = run_sweep(
-                sweep, folder, gpus=gpus, at_once=at_once, data_dir=data_dir,
-                address=address, resume=resume, on_progress=on_progress,
-                loggers=tracking(file.stem, wandb, mlflow),
+                sweep, folder, gpus=gpus, at_once=at_once, address=address,
+                resume=resume, on_progress=on_progress,
+                loggers=tracking(file.stem, **trackers),
             )  # fmt: skip
         except KeyboardInterrupt:
             errors.print(
@@ -495,13 +239,7 @@ def sweep_command(
     if as_json:
         print(table.to_json(orient="records"))
         return
-    summary = over_seeds(sweep, table)
-    shown = Table(title=f"{len(table)} searches, best validation accuracy")
-    for column in summary:
-        shown.add_column(str(column), justify="right")
-    for row in summary.itertuples(index=False):
-        shown.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
-    console.print(shown)
+    console.print(sweep_table(over_seeds(sweep, table), len(table)))
     failed = int(table["accuracy"].isna().sum())
     console.print(
         f"best: {table['accuracy'][0]:.2%} in {folder}/{table['run'][0]}; all searches are "
@@ -513,86 +251,92 @@ def sweep_command(
 def finetune_command(
     run: RunArgument,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 100,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
-    batch_size: Annotated[int, typer.Option(min=2, help="Images in one step.")] = 128,
+    lr: RateOption = 0.05,
+    batch_size: BatchOption = 128,
     seed: Annotated[int, typer.Option(help="Of order and augmentation.")] = 0,
     precision: Annotated[
         str | None,
-        _choice(
-            PRECISIONS[1:],
-            "Of training, where weights stay float32; default: as the search evaluated.",
+        typer.Option(
+            metavar="|".join(PRECISIONS[1:]),
+            help="Of training; weights stay float32. Default: as the search evaluated.",
         ),
     ] = None,
     device: DeviceOption = None,
-    data_dir: DataDirOption = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the data, if not that of the search.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune the winner of a search; what is reported is the last epoch."""
-    data, base = _of_run(run, data_dir)
-    _finetune_shown(run, base, data, epochs, lr, batch_size, seed, device, precision)
-    _show_measures(run, base, data, as_json)
+    if precision not in (None, *PRECISIONS[1:]):
+        known = ", ".join(map(repr, PRECISIONS[1:]))
+        raise InputError(f"--precision {precision!r} is not one of {known}.")
+    opened = Run.open(run)
+    network, data, costs = _of_run(opened, data_dir)
+    _finetune_shown(
+        opened, network, data, costs, epochs=epochs, lr=lr, batch_size=batch_size,
+        seed=seed, device=device, precision=precision,
+    )  # fmt: skip
+    _show_measures(network, data, costs, as_json, opened)
+
+
+def _of_run(run: Run, data_dir: Path | None) -> tuple[nn.Module, Data, Costs]:
+    """Load what a run is about; it is traced once."""
+    changes = {"data_dir": str(data_dir)} if data_dir else {}
+    network, data = run.source.continued(changes, str(run.storage)).load()
+    return network, data, Costs(trace(network, data.input_shape, **run.settings.tracing))
 
 
 def _finetune_shown(
-    folder: str, base: nn.Module, data: Data, epochs: int, lr: float, batch_size: int,
-    seed: int, device: str | None, precision: str | None = None,
+    run: Run, network: nn.Module, data: Data, costs: Costs, *, epochs: int,
+    device: str | None, batch_size: int = 128, **settings: object,
 ) -> None:  # fmt: skip
+    smaller = rebuild(run.storage, network, costs.groups, "pruned").to(device_of(device))
     steps = epochs * steps_per_epoch(data.train, batch_size)
-    with _progress("fine-tuning the winner", steps, 100) as advance:
+    with progress(errors, "fine-tuning the winner", steps, 100) as advance:
         try:
-            finetune(
-                folder, data, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed,
-                device=device or _default_device(), precision=precision, network=base,
-                on_step=lambda step, loss: advance(step, f"loss {loss:.3f}"),
-            )  # fmt: skip
+            finetune(run, smaller, data, epochs=epochs, batch_size=batch_size,
+                     on_step=advance, **settings)  # fmt: skip
         except KeyboardInterrupt:
             errors.print(
                 "\nInterrupted: what has been trained so far is in "
-                f"{folder}/finetuned.safetensors; start over with: "
-                f"gnnrl-ray finetune {folder}"
+                f"{run.storage}/finetuned.safetensors; start over with: "
+                f"gnnrl-ray finetune {run.storage}"
             )
             raise typer.Exit(130) from None
 
 
 @app.command("evaluate")
+@settings_as_options(source=Source)
 def evaluate_command(
+    source: dict,
     run: Annotated[
         str | None, typer.Argument(help="Run directory of a search; or use --network.")
     ] = None,
-    network: Annotated[
-        str | None, typer.Option(help=f"A dense network: {_NETWORKS}")
-    ] = None,
-    dataset: DatasetOption = _EMBEDDED,
-    validation: ValidationOption = "test-5k",
-    data_dir: DataDirOption = None,
-    weights: WeightsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure accuracy, MACs and parameters: pruned beside dense."""
-    if (run is None) == (network is None):
-        raise typer.BadParameter("give a run directory or --network, one of the two.")
+    if (run is None) == ("network" not in source):
+        raise InputError("give a run directory or --network, one of the two.")
     if run is not None:
-        data, base = _of_run(run, data_dir)
-    else:
-        assert network is not None
-        _check_name(network)
-        data = load_data(dataset, data_dir, validation)
-        base = _base_network(network, data, weights)
-    _show_measures(run, base, data, as_json)
+        opened = Run.open(run)
+        opened.source.continued(source, run)
+        _show_measures(*_of_run(opened, source.get("data_dir")), as_json, opened)
+        return
+    network, data = Source(**source).load()
+    costs = Costs(trace(network, data.input_shape, skip_untraceable=True))
+    _show_measures(network, data, costs, as_json)
 
 
-def _of_run(folder: str, data_dir: Path | None) -> tuple[Data, nn.Module]:
-    run = Run.open(folder)
-    where = data_dir or run.settings["data_dir"]
-    data = load_data(run.about["dataset"], where, run.about["validation"])
-    return data, _base_network(run.settings["name"], data, run.settings["weights"])
-
-
-def _show_measures(run: str | None, base: nn.Module, data: Data, as_json: bool) -> None:
-    rows = {"dense": measure(base, data)}
+def _show_measures(
+    network: nn.Module, data: Data, costs: Costs, as_json: bool, run: Run | None = None
+) -> None:
+    rows = {"dense": measure(network, data, costs)}
     for name in ("pruned", "finetuned"):
-        if run is not None and Folder(run).exists(f"{name}.safetensors"):
-            rows[name] = measure(load_pruned(run, base, name), data)
+        if run is not None and run.storage.exists(f"{name}.safetensors"):
+            smaller = rebuild(run.storage, network, costs.groups, name)
+            widths = list(run.best()["groups"].values())
+            rows[name] = measure(smaller, data, costs, widths)
     if as_json:
         print(json.dumps({"dataset": data.name, "validation": data.protocol} | rows))
     else:
@@ -600,55 +344,59 @@ def _show_measures(run: str | None, base: nn.Module, data: Data, as_json: bool) 
 
 
 @app.command("train")
+@settings_as_options(source=Source)
 def train_command(
-    network: NetworkOption = "resnet20",
-    dataset: DatasetOption = _EMBEDDED,
+    source: dict,
     epochs: Annotated[
         float, typer.Option(min=0.001, help="Passes over the data; may be a fraction.")
     ] = 200,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
-    batch_size: Annotated[int, typer.Option(min=2, help="Images in one step.")] = 128,
+    lr: RateOption = 0.05,
+    batch_size: BatchOption = 128,
     seed: Annotated[int, typer.Option(help="Of weights, order, augmentation.")] = 0,
     device: DeviceOption = None,
-    validation: ValidationOption = "test-5k",
-    data_dir: DataDirOption = None,
     overwrite: Annotated[
         bool, typer.Option(help="Replace weights that are there.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a dense network where no weights are to be had; `search` finds them."""
-    _check_name(network)
-    path = weights_path(network, dataset)
+    about = Source(**source)
+    if about.weights is not None:
+        raise InputError("--weights are what training makes; leave it out.")
+    path = weights_path(about.network, about.dataset)
     if path.exists() and not overwrite:
-        raise ValueError(f"{path} is there already; replace it with --overwrite.")
-    data = load_data(dataset, data_dir, validation)
-    trained = _train_shown(
-        network, data, path, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed,
-        device=device or _default_device(),
-    )  # fmt: skip
-    _show_measures(None, trained, data, as_json)
+        raise InputError(f"{path} is there already; replace it with --overwrite.")
+    where, data = str(device_of(device)), about.load_data()
+    network = about.build(data, seed)
+    costs = Costs(trace(network, data.input_shape, skip_untraceable=True))
+    steps = training_steps(data, epochs, batch_size)
+    with progress(errors, f"training {about.network} on {data.name}", steps, 40) as advance:
+        try:
+            about.train(network, data, epochs=epochs, lr=lr, batch_size=batch_size,
+                        seed=seed, device=where, on_step=advance)  # fmt: skip
+        except KeyboardInterrupt:
+            _training_interrupted(about, data)
+    _show_measures(network, data, costs, as_json)
     if not as_json:
         console.print(f"weights are in {path}")
 
 
-def _shape(text: str) -> tuple[int, ...]:
-    parts = text.replace("x", ",").split(",")
-    if len(parts) != 3 or not all(p.strip().isdecimal() and int(p) > 0 for p in parts):
-        raise typer.BadParameter(f"{text!r} is not C,H,W such as 3,224,224.")
-    return tuple(int(p) for p in parts)
-
-
 @app.command("inspect")
 def inspect_command(
-    network: NetworkOption = "resnet20",
+    network: Annotated[str, typer.Option(help="As for `gnnrl-ray search`.")] = "resnet20",
     input_shape: Annotated[
         str, typer.Option(metavar="C,H,W", help="Of one image.")
     ] = "3,32,32",
     classes: Annotated[int, typer.Option(min=1, help="Outputs of the classifier.")] = 10,
-    keep: KeepOption = None,
-    skip_untraceable: SkipOption = False,
-    levels: LevelsOption = 3,
+    keep: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="As for `gnnrl-ray search`.")
+    ] = None,
+    skip_untraceable: Annotated[
+        bool, typer.Option(help="Leave whole what cannot be traced.")
+    ] = False,
+    levels: Annotated[
+        int, typer.Option(min=1, max=3, help="Of the graph: 1 flat, 2 motifs, 3 stages.")
+    ] = 3,
     draw: Annotated[
         Path | None,
         typer.Option(metavar="FILE.svg|png", help="Draw the hierarchical graph there."),
@@ -656,9 +404,9 @@ def inspect_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show channel groups, motifs and costs: what would be pruned, and why not."""
-    shape = _shape(input_shape)
+    shape = parse_shape(input_shape)
     if draw is not None and draw.suffix not in (".svg", ".png"):
-        raise typer.BadParameter(f"--draw {draw} must end in .svg or .png.")
+        raise InputError(f"--draw {draw} must end in .svg or .png.")
     built = build_network(network, classes, shape[-1])
     groups = trace(built, shape, keep=keep, skip_untraceable=skip_untraceable)
     graph = HierarchicalGraph(groups, levels)
@@ -675,20 +423,27 @@ def inspect_command(
     console.print(f"{network}: {facts['macs']:,} MACs, {facts['params']:,} parameters")
 
 
+def _show_warning(message: Warning | str, *_: object) -> None:
+    errors.print(f"Note: {message}", markup=False, highlight=False)
+
+
 def main() -> None:
-    """Run a command; say in one line what is wrong, if anything is."""
+    """Run a command; say in one line what its user can mend, if anything is wrong."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    warnings.simplefilter("ignore")
+    # Those of libraries are about what is meant to be so.
+    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("always", category=Notice)
+    warnings.showwarning = _show_warning
     try:
         app()
-    except (TrainingError, JournalError, EpisodeError, OSError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC
+    except GnnrlError as error:
+        errors.print(f"Error: {error}", markup=False)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
         remedy = ". Free some space, then go on with --resume." if full else ""
         errors.print(f"Error: {error}{remedy}", markup=False)
         sys.exit(1)
-    except (ValueError, WeightsError) as error:
-        errors.print(f"Error: {error}", markup=False)
-        sys.exit(2)
     except KeyboardInterrupt:
         errors.print("Interrupted.")
         sys.exit(130)

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnnrl_ray.zoo import home
+from gnnrl_ray.errors import InputError
+from gnnrl_ray.home import home
 
 VALIDATIONS = ("test-5k", "train-5k")
 _VALIDATION_SIZE = 5000
@@ -27,7 +28,7 @@ _CROP_PADDING = 4
 _SPLIT_SEED = 0
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """A data set that is unknown, missing or damaged."""
 
 

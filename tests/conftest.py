@@ -13,9 +13,12 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import numpy as np
 import pytest
 import torch
+from helpers.processes import mark
 
 from gnnrl_ray import Costs, Objective, load_data, trace
 from gnnrl_ray.zoo.resnet import ResNet
+
+mark()  # before anything is started
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +138,3 @@ def s3():
         yield "s3://bucket"
     server.terminate()
     server.wait(10)
-
-
-def random_widths(groups, rng):
-    return rng.integers(1, groups.widths // groups.steps, endpoint=True) * groups.steps

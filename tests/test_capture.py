@@ -6,12 +6,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import random_widths
+from helpers.widths import random_widths
 
 from gnnrl_ray import Objective, train
-from gnnrl_ray.capture import Captured
-from gnnrl_ray.evaluation import Format
-from gnnrl_ray.training import TrainingStep
+from gnnrl_ray.scoring.capture import Captured
+from gnnrl_ray.scoring.evaluation import EvaluationMode
+from gnnrl_ray.scoring.training import TrainingStep
 from gnnrl_ray.zoo.resnet import ResNet
 
 
@@ -111,9 +111,9 @@ def test_training_learns(cuda, digits, precision):
 def test_replayed_candidates_are_those_of_removal(cuda, network, groups, digits, rng,
                                                   precision):  # fmt: skip
     masked = Objective(network, groups, digits, budget=0.5).to(cuda)
-    masked.form = Format(precision, 1000, masked=True)
+    masked.mode = EvaluationMode(precision, 1000, masked=True)
     removed = Objective(network, groups, digits, budget=0.5).to(cuda)
-    removed.form = Format("plain")
+    removed.mode = EvaluationMode("plain")
     for _ in range(8):
         widths = random_widths(groups, rng)
         assert masked(widths).accuracy == pytest.approx(removed(widths).accuracy, abs=0.01)

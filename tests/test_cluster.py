@@ -16,8 +16,9 @@ import psutil
 import pytest
 import ray
 import yaml
+from helpers.processes import MARK, ray_processes
 
-from gnnrl_ray.journal import Journal
+from gnnrl_ray.run.journal import Journal
 from gnnrl_ray.zoo import build_network
 from gnnrl_ray.zoo.weights import save_weights
 
@@ -44,6 +45,7 @@ def account(tmp_path, monkeypatch):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     (home / ".bash_profile").write_text(
         f"export PATH={path} GNNRL_HOME={home} RAY_USAGE_STATS_ENABLED=0\n"
+        f"export {MARK}={os.environ[MARK]}\n"
     )
     save_weights(build_network("resnet20"), home / "weights/resnet20-digits.safetensors")
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "PYTHONPATH"):
@@ -69,7 +71,8 @@ def sshd(account, tmp_path):
     server = shutil.which("sshd", path="/usr/sbin:/sbin")
     if os.getuid() or not server or not shutil.which("rsync"):
         pytest.skip("needs root for port 22 of 127.0.0.2, openssh-server and rsync")
-    if any(name.startswith("raylet") for name in _commands()):
+    # `ray down` stops every Ray of the machine that it is run on.
+    if any(p.info["name"] == "raylet" for p in psutil.process_iter(["name"])):
         pytest.skip("another Ray runs here, which `ray down` would stop")
     address, key = "127.0.0.2", tmp_path / "key"
     for name in (key, tmp_path / "host"):
@@ -99,10 +102,7 @@ def sshd(account, tmp_path):
     process.wait()
 
 
-def _commands():
-    return [process.info["name"] or "" for process in psutil.process_iter(["name"])]
-
-
+@pytest.mark.cluster
 def test_ray_submit(account, sshd, tmp_path):
     """`ray up`, `ray submit`, `ray down` with the template for machines of one's own."""
     address, key = sshd
@@ -131,14 +131,18 @@ def test_ray_submit(account, sshd, tmp_path):
         down = run("ray", "down", "-y", config)
     assert down.returncode == 0, down.said
     assert len(Journal(tmp_path / "run/journal.jsonl")) == 3
-    assert not any(name.startswith("raylet") for name in _commands())
+    assert not ray_processes()
 
 
+@pytest.mark.cluster
 def test_ray_job_submit_asks_for_the_token(account, tmp_path):
     gcs, dashboard = free_port(), free_port()
     head = subprocess.Popen(
         ["ray", "start", "--head", "--block", f"--port={gcs}", "--num-cpus=2",
-         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"],
+         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+         # Others have Ray's usual ports, perhaps.
+         f"--dashboard-agent-listen-port={free_port()}",
+         f"--dashboard-agent-grpc-port={free_port()}"],
         env=os.environ | {"RAY_AUTH_MODE": "token"},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip

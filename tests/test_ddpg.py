@@ -2,13 +2,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ray import tune
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from scipy.stats import kstest, truncnorm
 
 from gnnrl_ray import HierarchicalGraph
-from gnnrl_ray.ddpg import DDPG, DDPGConfig
-from gnnrl_ray.env import GraphBox
+from gnnrl_ray.agent.ddpg import DDPG, DDPGConfig, Hooks
+from gnnrl_ray.agent.env import GraphBox
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -66,25 +67,35 @@ def config(env=Aim, **training):
     )
 
 
-def run(algorithm, episodes):
-    """Run to ``episodes``; return {number: (observation, action, reward)}."""
-    seen = {}
+class Seen(Hooks):
+    """Keeps what happens."""
 
-    def on_episode(finished):
-        (episode,) = finished.episodes
-        assert finished.number not in seen
-        seen[finished.number] = (
+    def __init__(self):
+        self.seen = {}
+
+    def on_episode(self, finished):
+        episode = finished.result
+        assert finished.number not in self.seen
+        self.seen[finished.number] = (
             episode.get_observations(0), episode.get_actions(0), episode.get_return()
         )  # fmt: skip
 
-    algorithm.on_episode = on_episode
+
+def run(algorithm, episodes):
+    """Run to ``episodes``; return {number: (observation, action, reward)}."""
+    algorithm.seen.seen = seen = {}
     while algorithm.episodes_done < episodes:
         algorithm.train()
     return seen
 
 
+def learner_of(algorithm):
+    (learner,) = algorithm.learner_group.foreach_learner(lambda learner: learner)
+    return learner.get()
+
+
 def module_of(algorithm):
-    return algorithm.learner_group._learner.module[DEFAULT_MODULE_ID].unwrapped()
+    return learner_of(algorithm).module[DEFAULT_MODULE_ID].unwrapped()
 
 
 def weights_of(algorithm):
@@ -100,7 +111,9 @@ def build():
     algorithms = []
 
     def build(settings):
-        algorithms.append(settings.build_algo())
+        seen = Seen()
+        algorithms.append(DDPG(settings, hooks=seen))
+        algorithms[-1].seen = seen
         return algorithms[-1]
 
     yield build
@@ -131,7 +144,7 @@ def test_one_update_equals_two_backward_passes_by_hand(build, groups, env):
     algorithm = build(config(env).environment(env, env_config={"groups": groups}))
     run(algorithm, 6)
     module = module_of(algorithm)
-    learner = algorithm.learner_group._learner
+    learner = learner_of(algorithm)
     batch = algorithm._replay.sample(8)
     batch[Columns.TERMINATEDS] = torch.tensor([True, False] * 4)
     batch[Columns.NEXT_OBS] = torch.rand_like(batch[Columns.OBS])
@@ -250,19 +263,17 @@ def test_episodes_start_differently(build):
 
 def test_many_runners_share_one_schedule(build):
     alone = run(build(config(warmup_episodes=10)), 10)
-    many = run(build(config(warmup_episodes=10).env_runners(num_env_runners=3)), 14)
-    assert set(range(10)) <= set(many)
-    for index in range(10):
-        assert np.array_equal(alone[index][1], many[index][1])
-
-
-def test_runners_do_not_fight_over_cores(build):
-    """Each has as many threads as it has been given CPUs; half a one is one."""
-    group = build(config().env_runners(num_env_runners=2)).env_runner_group
-    threads = group.foreach_env_runner(
+    crowd = build(config(warmup_episodes=10).env_runners(num_env_runners=2))
+    crowd.dispatcher.limit = 14  # or the slowest might be waited for for long
+    many = run(crowd, 14)
+    assert set(many) == set(range(14))
+    # Nor do they fight over cores: each has as many threads as CPUs; half a one is one.
+    threads = crowd.env_runner_group.foreach_env_runner(
         lambda runner: torch.get_num_threads(), local_env_runner=False
     )
     assert threads == [1, 1]
+    for index in range(10):
+        assert np.array_equal(alone[index][1], many[index][1])
 
 
 def test_a_checkpoint_goes_on_as_if_nothing_had_happened(build, tmp_path):
@@ -284,17 +295,60 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(build, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"tau": 0.0}, "`tau` must lie in"), ({"tau": 2.0}, "got 2.0")],
+    [
+        ({"tau": 0.0}, "--agent tau 0.0 must be more than 0"),
+        ({"tau": 2.0}, "--agent tau 2.0 must be at most 1"),
+        ({"noise": "loud"}, "--agent noise 'loud' is not a number"),
+        ({"hidden": [3, 0]}, "is not a list of widths"),
+        ({"warmup_episodes": 1.5}, "--agent warmup_episodes 1.5 is not a whole number"),
+    ],
 )
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
-        config(**settings).validate()
+        config(**settings)
 
 
 def test_vectorised_environments_are_refused():
     settings = config().env_runners(num_envs_per_env_runner=2)
     with pytest.raises(ValueError, match="scale with `num_env_runners`"):
         settings.validate()
+
+
+def test_the_greedy_action_is_the_actors(build, groups):
+    for settings in (
+        config(),
+        config(Graph).environment(Graph, env_config={"groups": groups}),
+    ):
+        algorithm = build(settings)
+        for episodes in (5, 7):  # what was learnt in between is acted on
+            run(algorithm, episodes)
+            module = module_of(algorithm)
+            observation = algorithm._replay.sample(1)[Columns.OBS]
+            plan = module.actor.encoder.plan(observation)
+            with torch.no_grad():
+                expected = module.actor(plan)[plan.which][0].numpy()
+            found = algorithm.act(observation[0].numpy())
+            assert np.allclose(found, expected, atol=1e-6)
+            assert np.array_equal(found, algorithm.act(observation[0].numpy()))
+
+
+def test_tune_runs_it_by_name_on_any_box_task(tmp_path):
+    """As RLlib's own: the default configuration, nothing but an environment added."""
+    tuner = tune.Tuner(
+        "GNN-RL-DDPG",
+        param_space=DDPGConfig()
+        .environment("MountainCarContinuous-v0", env_config={"max_episode_steps": 20})
+        .training(gamma=tune.choice([0.9, 0.99])),
+        run_config=tune.RunConfig(
+            storage_path=str(tmp_path), stop={"training_iteration": 3}, verbose=0
+        ),
+    )
+    results = tuner.fit()
+    assert not results.errors
+    assert len(results) == 1
+    for result in results:
+        assert result.metrics["training_iteration"] == 3
+        assert result.metrics["env_runners"]["num_episodes_lifetime"] >= 3
 
 
 def test_the_algorithm_is_the_configs():

@@ -3,7 +3,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from gnnrl_ray import HierarchicalGraph, trace
-from gnnrl_ray.drawing import draw_graph, motif_names
+from gnnrl_ray.display.drawing import draw_graph, motif_names
 from gnnrl_ray.zoo import build_network
 
 

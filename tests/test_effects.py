@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import shaken
+from helpers.networks import shaken
 from test_properties import check_costs, check_removed_equals_masked
 from torch import nn
 
 from gnnrl_ray import trace
-from gnnrl_ray.symbolic import TraceError
+from gnnrl_ray.tracing.symbolic import TraceError
 
 SHAPE = (3, 8, 8)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from gnnrl_ray import PruningEnv
-from gnnrl_ray.objective import Objective
+from gnnrl_ray import Budget, PruningEnv
+from gnnrl_ray.scoring.objective import Objective
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_widths_never_grow_and_keep_their_floor(make, objective, rng):
     assert np.array_equal(observation, env.reset()[0])
     env.reset()
     _, _, _, _, info = env.step(np.ones(6))
-    assert info["outcome"].widths == tuple(objective.floor)
+    assert info["outcome"].widths == tuple(objective.budget.min_widths)
 
 
 def test_timeout_is_scaled_to_the_budget(make, objective):
@@ -81,7 +81,7 @@ def test_timeout_is_scaled_to_the_budget(make, objective):
     assert not env.step(np.zeros(6))[2]
     _, reward, done, _, info = env.step(np.zeros(6))
     assert done
-    assert objective.satisfied(np.array(info["outcome"].widths))
+    assert objective.budget.meets(np.array(info["outcome"].widths))
     assert reward == info["outcome"].reward
 
 
@@ -133,3 +133,19 @@ def test_what_is_known_is_not_scored_again(objective, monkeypatch):
         pass
     assert result[4]["outcome"] == outcome
     assert result[1] == -0.875
+
+
+@pytest.mark.parametrize("limits", [{"params": 0.4}, {"flops": 0.7, "activations": 9000}])
+def test_any_budget_ends_an_episode(network, groups, digits, rng, limits):
+    budget = Budget(groups, limits)
+    objective = Objective(network, groups, digits, budget=budget, finetune="none")
+    env = PruningEnv({"objective": lambda: objective})
+    for _ in range(3):
+        env.reset()
+        done = False
+        while not done:
+            _, _, done, _, info = env.step(rng.random(len(groups.widths)))
+        widths = np.array(info["outcome"].widths)
+        assert budget.meets(widths)
+        used = max(u["cost"] / u["allowed"] for u in budget.usage(widths).values())
+        assert used > 0.85

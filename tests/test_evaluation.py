@@ -3,12 +3,19 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import random_widths
+from helpers.widths import random_widths
 
 from gnnrl_ray import Objective, accuracy, prune, trace
-from gnnrl_ray.evaluation import TOLERANCE, Evaluator, Format, Score, _is_lost, choose
-from gnnrl_ray.fusion import fuse
-from gnnrl_ray.training import recalibrate, train
+from gnnrl_ray.scoring.evaluation import (
+    TOLERANCE,
+    EvaluationMode,
+    Evaluator,
+    Score,
+    _is_lost,
+    choose,
+)
+from gnnrl_ray.scoring.fusion import fuse
+from gnnrl_ray.scoring.training import recalibrate, train
 from gnnrl_ray.zoo.resnet import ResNet
 
 
@@ -32,7 +39,7 @@ def candidates(trained, digits):
 
 @pytest.mark.parametrize("precision", ["plain", "float32", "bfloat16"])
 def test_all_precisions_score_alike(candidates, digits, precision):
-    evaluator = Evaluator(digits.test, Format(precision, 50))
+    evaluator = Evaluator(digits.test, EvaluationMode(precision, 50))
     for network in candidates:
         score = evaluator(network)
         expected = accuracy(network, digits.test)
@@ -43,7 +50,7 @@ def test_all_precisions_score_alike(candidates, digits, precision):
 def test_second_looks_are_what_makes_narrow_numbers_right(candidates, digits):
     """Without them, some candidates would be off by more."""
     images, labels = next(digits.test.batches(len(digits.test)))
-    evaluator = Evaluator(digits.test, Format("bfloat16", 50))
+    evaluator = Evaluator(digits.test, EvaluationMode("bfloat16", 50))
     alone = together = 0
     for network in candidates:
         right = accuracy(network, digits.test)
@@ -56,7 +63,7 @@ def test_second_looks_are_what_makes_narrow_numbers_right(candidates, digits):
 
 
 def test_what_is_lost_is_stopped_early_and_the_best_never(candidates, digits):
-    evaluator = Evaluator(digits.test, Format())
+    evaluator = Evaluator(digits.test, EvaluationMode())
     complete = [evaluator(network) for network in candidates]
     best = max(score.accuracy for score in complete)
     scores = [evaluator(network, worth=best) for network in candidates]
@@ -89,17 +96,17 @@ def test_the_choice_is_one_that_works(candidates, digits):
     form = choose(candidates[0], digits.validation)
     assert form.precision in ("float32", "bfloat16")
     assert choose(candidates[0], digits.validation, "float32").precision == "float32"
-    assert choose(candidates[0], digits.validation, "plain") == Format("plain")
+    assert choose(candidates[0], digits.validation, "plain") == EvaluationMode("plain")
 
 
 def test_wrong_formats_are_warned_of_and_not_taken(candidates, digits, monkeypatch):
     """Numbers so narrow that the result is wrong."""
     monkeypatch.setattr(
-        "gnnrl_ray.evaluation.fuse",
+        "gnnrl_ray.scoring.evaluation.fuse",
         lambda network, shape, dtype: lambda x: -network(x.float()),
     )
     with pytest.warns(UserWarning, match="where .* is right"):
-        assert choose(candidates[0], digits.validation) == Format("plain")
+        assert choose(candidates[0], digits.validation) == EvaluationMode("plain")
 
 
 def test_what_cannot_be_run_is_warned_of_and_not_taken(candidates, digits, monkeypatch):
@@ -108,7 +115,7 @@ def test_what_cannot_be_run_is_warned_of_and_not_taken(candidates, digits, monke
             raise RuntimeError("no such operation")
         return fuse(network, shape, dtype)
 
-    monkeypatch.setattr("gnnrl_ray.evaluation.fuse", refuse)
+    monkeypatch.setattr("gnnrl_ray.scoring.evaluation.fuse", refuse)
     with pytest.warns(UserWarning, match="cannot evaluate in bfloat16: no such"):
         assert choose(candidates[0], digits.validation).precision == "float32"
 
@@ -139,20 +146,20 @@ def test_no_warnings_where_all_is_well(candidates, digits):
 
 def test_short_memory_halves_the_batch(network, groups, digits, monkeypatch):
     network = prune(network, groups, groups.widths).eval()
-    evaluator = Evaluator(digits.validation, Format("float32", 64))
+    evaluator = Evaluator(digits.validation, EvaluationMode("float32", 64))
     expected = evaluator(network)
     forward = evaluator._pass
 
     def short(fused, images):
-        if evaluator._form.batch > 16:
+        if evaluator._mode.batch > 16:
             raise torch.OutOfMemoryError
         return forward(fused, images)
 
     monkeypatch.setattr(evaluator, "_pass", short)
     with pytest.warns(UserWarning, match="out of memory; evaluating 16 images at a time"):
         assert evaluator(network) == expected
-    assert evaluator._form.batch == 16
-    monkeypatch.setattr(evaluator, "_form", Format("float32", 1))
+    assert evaluator._mode.batch == 16
+    monkeypatch.setattr(evaluator, "_mode", EvaluationMode("float32", 1))
     monkeypatch.setattr(evaluator, "_pass", lambda *_: _raise())
     with pytest.raises(torch.OutOfMemoryError):
         evaluator(network)

@@ -3,15 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import random_widths
+from helpers.networks import EVERY, build, outputs, shaken
+from helpers.random_cnns import RandomCNN, recipes
+from helpers.widths import random_widths
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import EVERY, build, outputs, shaken
-from random_cnns import RandomCNN, recipes
 from torch import fx, nn
 
 from gnnrl_ray import prune, trace
-from gnnrl_ray.fusion import fuse
+from gnnrl_ray.scoring.fusion import fuse
 
 
 def calls(fused):

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import random_widths
-from networks import count_macs
+from helpers.networks import count_macs
+from helpers.widths import random_widths
 from torch import nn
 
 from gnnrl_ray import Costs, HierarchicalGraph, mask, prune
-from gnnrl_ray.groups import trace
-from gnnrl_ray.operations import FIXED, ZERO, select_channels
-from gnnrl_ray.report import describe
-from gnnrl_ray.symbolic import TraceError
+from gnnrl_ray.display.report import describe
+from gnnrl_ray.tracing.groups import trace
+from gnnrl_ray.tracing.operations import FIXED, ZERO, select_channels
+from gnnrl_ray.tracing.symbolic import TraceError
 from gnnrl_ray.zoo import build_network
 
 
@@ -91,14 +91,14 @@ def test_shufflenets_are_pruned_inside_blocks_and_keep_their_outputs(
     groups, whole = layers_of(name)
     assert all(re.fullmatch(inner, group) for group in groups)
     assert all(re.fullmatch(outer, layer) for layer in whole)
-    assert {group["step"] for group in groups.values()} == {step}
+    assert {group["multiple_of"] for group in groups.values()} == {step}
 
 
 def test_convolutions_in_groups_stay_balanced():
     groups, _ = layers_of("torchvision-resnext50_32x4d")
     for name, group in groups.items():
         inside = re.fullmatch(r"layer\d\.\d\.conv[12]", name)
-        assert group["step"] == (32 if inside else 1)
+        assert group["multiple_of"] == (32 if inside else 1)
 
 
 def test_a_stage_shares_one_index_set(groups):

@@ -3,12 +3,12 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from networks import Gated, shaken
+from helpers.networks import Gated, shaken
 from torch import nn
 from torch.nn import functional as F
 
 from gnnrl_ray import trace
-from gnnrl_ray.importance import IMPORTANCES, rank
+from gnnrl_ray.pruning.importance import IMPORTANCES, rank
 from gnnrl_ray.zoo import build_network
 
 MADE = ("conv1", "layer1.0.conv2")  # the layers of ResNet-8's first group

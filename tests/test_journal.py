@@ -3,7 +3,7 @@ import json
 import pytest
 
 from gnnrl_ray import Outcome
-from gnnrl_ray.journal import Journal, JournalError
+from gnnrl_ray.run.journal import Journal, JournalError
 
 
 def outcome(accuracy):

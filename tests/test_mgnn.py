@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import random_widths
+from helpers.widths import random_widths
 
 from gnnrl_ray import HierarchicalGraph, trace
-from gnnrl_ray.graph import Motif
-from gnnrl_ray.mgnn import (
+from gnnrl_ray.agent.mgnn import (
     Actor,
     Critic,
     GraphEncoder,
@@ -14,6 +13,7 @@ from gnnrl_ray.mgnn import (
     VectorEncoder,
     distinct,
 )
+from gnnrl_ray.graph.hierarchy import Motif
 from gnnrl_ray.zoo.resnet import ResNet
 
 

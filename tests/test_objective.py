@@ -3,12 +3,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import random_widths
+from helpers.widths import random_widths
 
-from gnnrl_ray import Objective, Outcome, PruningEnv, accuracy, mask, prune
-from gnnrl_ray.costs import BudgetError
-from gnnrl_ray.objective import parse_finetune
-from gnnrl_ray.training import recalibrate
+from gnnrl_ray import Budget, Objective, Outcome, PruningEnv, accuracy, mask, prune
+from gnnrl_ray.pruning.budget import BudgetError
+from gnnrl_ray.scoring.training import recalibrate
+from gnnrl_ray.settings import parse_finetune
 
 
 def make(network, groups, digits, **settings):
@@ -53,7 +53,7 @@ def test_identical_candidates_are_scored_once(objective, groups, monkeypatch):
     assert objective(widths) is objective(widths.copy())
     assert len(builds) == 1
     other = Outcome(tuple(widths - 1), 1, 1, 0.5, -0.5, 0.0)
-    objective.learn([other])
+    objective.remember([other])
     assert objective(widths - 1) is other
     assert len(builds) == 1
 
@@ -81,14 +81,14 @@ def test_the_callers_network_is_left_alone(network, groups, digits):
 
 
 def test_budget_is_checked(network, groups, digits):
-    with pytest.raises(BudgetError, match="must be a number from"):
+    with pytest.raises(BudgetError, match="must be a share from"):
         Objective(network, groups, digits, budget=0.001)
 
 
 def test_satisfied_counts_whole_channels(objective, groups, costs):
-    widths = costs.fit(groups.widths, objective.floor, 0.5)
-    assert objective.satisfied(widths)
-    assert not objective.satisfied(np.minimum(widths + 1, groups.widths))
+    widths = objective.budget.project(groups.widths, objective.budget.min_widths)
+    assert objective.budget.meets(widths)
+    assert not objective.budget.meets(np.minimum(widths + 1, groups.widths))
 
 
 @pytest.mark.parametrize("text", ["none", "recalibrate", "epoch"])
@@ -119,7 +119,10 @@ def test_taylor_ranks_on_a_batch_of_training_images(network, groups, digits):
 
 
 def test_round_to_reaches_the_environment(network, groups, digits, rng):
-    objective = Objective(network, groups, digits, budget=0.5, round_to=8, finetune="none")
+    objective = Objective(
+        network, groups, digits, finetune="none",
+        budget=Budget(groups, {"flops": 0.5}, round_to=8),
+    )  # fmt: skip
     env = PruningEnv({"objective": lambda: objective})
     for _ in range(5):
         env.reset()
@@ -128,4 +131,4 @@ def test_round_to_reaches_the_environment(network, groups, digits, rng):
             _, _, done, _, info = env.step(rng.random(len(groups.widths)))
         widths = np.array(info["outcome"].widths)
         assert ((widths % 8 == 0) | (widths == groups.widths)).all()
-        assert objective.satisfied(widths)
+        assert objective.budget.meets(widths)

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from gnnrl_ray.panel import Panel
+from gnnrl_ray.display.panel import Panel
 
 
 def shown(quiet=False, terminal=False):

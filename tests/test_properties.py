@@ -7,15 +7,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import random_widths
+from helpers.networks import EVERY, LARGE, build, count_macs, outputs, shaken
+from helpers.random_cnns import RandomCNN, recipes
+from helpers.widths import random_widths
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from networks import EVERY, LARGE, build, count_macs, outputs, shaken
-from random_cnns import RandomCNN, recipes
 
 from gnnrl_ray import Costs, HierarchicalGraph, mask, prune, trace
-from gnnrl_ray.importance import rank
-from gnnrl_ray.pruner import keep, remove
+from gnnrl_ray.pruning.importance import rank
+from gnnrl_ray.pruning.removal import keep, remove
 
 
 @pytest.fixture(
@@ -77,7 +77,7 @@ def find_origin(again, groups, kept):
 
 def check_nesting(network, shape, groups, rng, x):
     """Removing in two steps is removing at once."""
-    ranking, steps = rank(network, groups), groups.steps
+    ranking, steps = rank(network, groups), groups.multiple_of
     # Groups of one channel left cannot be pruned, and so are none.
     most = groups.widths // steps
     wide = np.minimum(rng.integers(2, most + 1, endpoint=True), most) * steps
@@ -91,7 +91,7 @@ def check_nesting(network, shape, groups, rng, x):
     order = [int(groups.group_of(channels[:1])[0]) for channels in origin]
     assert sorted(order) == list(range(len(wide)))
     assert np.array_equal(again.widths, wide[order])
-    assert np.array_equal(again.steps, steps[order])
+    assert np.array_equal(again.multiple_of, steps[order])
     chosen = [
         np.flatnonzero(np.isin(channels - groups.offsets[g], inner[g]))
         for g, channels in zip(order, origin, strict=True)
@@ -141,7 +141,7 @@ def test_full_widths_are_the_network_itself(subject):
 def test_delivery(subject):
     """State dict, copy, torch.export and torch.jit.trace of a removed network."""
     network, shape, groups = subject
-    widths = np.maximum(groups.widths // groups.steps // 2, 1) * groups.steps
+    widths = np.maximum(groups.widths // groups.multiple_of // 2, 1) * groups.multiple_of
     removed = prune(network, groups, widths).float()
     x = torch.randn(1, *shape)
     expected = outputs(removed, x)

@@ -4,7 +4,7 @@ import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from gnnrl_ray.replay import Replay
+from gnnrl_ray.agent.replay import Replay
 
 
 def episode(number, length, terminated=True):

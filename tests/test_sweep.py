@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from gnnrl_ray.journal import Journal
-from gnnrl_ray.sweep import Sweep, SweepError, over_seeds, run_sweep, tracking
+from gnnrl_ray.errors import InputError
+from gnnrl_ray.jobs.sweep import Sweep, SweepError, over_seeds, run_sweep
+from gnnrl_ray.jobs.trackers import TrackerError, tracking
+from gnnrl_ray.run.journal import Journal
 from gnnrl_ray.zoo import build_network
 from gnnrl_ray.zoo.weights import save_weights
 
@@ -23,7 +25,7 @@ FILE = """
 [search]
 network = "resnet20"
 dataset = "digits"
-episodes = 30
+episodes = 14
 finetune = "none"
 precision = "float32"
 hidden = [16]
@@ -32,7 +34,7 @@ updates_per_step = 1
 [space]
 seed = [0, 1]
 [asha]
-grace = 30
+grace = 14
 """
 
 
@@ -80,21 +82,21 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
     command = [sys.executable, "-m", "gnnrl_ray", "sweep", file, "--out", out]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while len(_episodes(out)) < 8 and process.poll() is None:
+    while len(_episodes(out)) < 4 and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=240)[1]
     assert process.returncode == 130, said
     assert f"sweep {file} --out {out} --resume" in " ".join(said.split())
     before = len(_episodes(out))
-    assert before < 60
+    assert before < 28
     done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [row["episode"] for row in json.loads(done.stdout)] == [30, 30]
-    assert "sweep sweep 60/60 episodes" in done.stderr
+    assert [row["episode"] for row in json.loads(done.stdout)] == [14, 14]
+    assert "sweep sweep 28/28 episodes" in done.stderr
     # Each episode once, and what each search leaves behind.
-    assert sorted(_episodes(out)) == sorted(2 * [*range(30)])
+    assert sorted(_episodes(out)) == sorted(2 * [*range(14)])
     assert len(list(out.glob("runs/*/pruned.safetensors"))) == 2
 
 
@@ -114,7 +116,11 @@ def test_what_there_is_no_room_for_is_refused(tmp_path, more, gpus):
 @pytest.mark.parametrize(
     ("search", "space", "message"),
     [
-        ({"flop": 0.5}, {}, "'flop' is no setting of a search; known: actor_lr, "),
+        (
+            {"flop": 0.5},
+            {},
+            "'flop' is no setting of a search; known: activations, actor_lr, ",
+        ),
         ({}, {"out": ["x"]}, "'out' is no setting"),
         ({"seed": 1}, {"seed": [1, 2]}, "'seed' cannot be tried"),
         ({}, {"network": ["resnet20"]}, "'network' cannot be tried"),
@@ -124,7 +130,7 @@ def test_what_there_is_no_room_for_is_refused(tmp_path, more, gpus):
     ],
 )
 def test_what_cannot_be_tried_is_named(search, space, message):
-    with pytest.raises(SweepError, match=message):
+    with pytest.raises(InputError, match=message):
         Sweep(search, space)
 
 
@@ -178,7 +184,7 @@ def test_seeds_are_averaged_over():
 def test_trackers_that_are_not_installed_are_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, f"ray.air.integrations.{name}", None)
-    with pytest.raises(SweepError, match=f"--{name}: .*pip install 'gnnrl-ray.{name}.'"):
+    with pytest.raises(TrackerError, match=f"--{name}: .*pip install 'gnnrl-ray.{name}.'"):
         tracking("x", **{name: "y"})
 
 
@@ -187,7 +193,7 @@ def test_trackers_are_told(tmp_path):
     pytest.importorskip("wandb")
     mlflow = pytest.importorskip("mlflow")
     file, uri = tmp_path / "sweep.toml", f"sqlite:///{tmp_path}/mlflow.db"
-    file.write_text(FILE.replace("30", "4"))
+    file.write_text(FILE.replace("14", "4"))
     command = [sys.executable, "-m", "gnnrl_ray", "sweep", file, "--json"]
     command += ["--out", tmp_path / "out", "--wandb", "pruning", "--mlflow", uri]
     environment = os.environ | {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
@@ -208,5 +214,5 @@ def test_trackers_that_refuse_are_named(name, value, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))  # no key of Weights & Biases is there
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    with pytest.raises(SweepError, match=f"--{name} {value}: "):
+    with pytest.raises(TrackerError, match=f"--{name} {value}: "):
         tracking("x", **{name: value})

@@ -7,7 +7,13 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from gnnrl_ray import prune, trace
-from gnnrl_ray.symbolic import ShapeRun, TraceError, get_tensor, symbolic, untraceable
+from gnnrl_ray.tracing.symbolic import (
+    ShapeRun,
+    TraceError,
+    closed_in,
+    get_tensor,
+    symbolic,
+)
 
 
 class Branches(nn.Module):
@@ -29,15 +35,16 @@ class Nested(nn.Module):
 
 def test_the_innermost_module_is_closed():
     network = nn.Sequential(Nested(), nn.Conv2d(4, 2, 1), Branches())
-    assert untraceable(network) == ("0.inner.1", "2")
-    graph = symbolic(network, untraceable(network))
+    graph = symbolic(network, skip=True)
+    assert closed_in(graph) == ("0.inner.1", "2")
+    assert closed_in(symbolic(network, closed_in(graph))) == closed_in(graph)
     x = torch.randn(2, 3, 4, 4)
     assert torch.equal(graph(x), network(x))
 
 
 def test_a_network_that_is_one_branch_cannot_be_closed():
     with pytest.raises(TraceError, match="cannot follow the network itself"):
-        untraceable(Branches())
+        symbolic(Branches(), skip=True)
 
 
 def test_modes_are_those_from_before():
@@ -104,4 +111,4 @@ def test_tensors_by_name():
 def test_graphs_stay_what_they_are():
     graph = symbolic(nn.Sequential(nn.Conv2d(3, 4, 1)))
     assert symbolic(graph) is graph
-    assert untraceable(copy.deepcopy(graph)) == ()
+    assert closed_in(symbolic(copy.deepcopy(graph), skip=True)) == ()

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gnnrl_ray.training import (
+from gnnrl_ray.scoring.training import (
     TrainingError,
     accuracy,
     recalibrate,

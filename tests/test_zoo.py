@@ -147,7 +147,7 @@ def test_damaged_cached_weights_are_found_by_their_hash(tmp_path, monkeypatch):
     path.write_bytes(b"not the published file")
     digest = hashlib.sha256(b"not the published file").hexdigest()[:8]
     with pytest.raises(WeightsError, match=f"begins {digest}, not 12fca82f"):
-        load_network("resnet20")
+        load_network("resnet20", "cifar10")
 
 
 def test_weights_that_nobody_has_published(tmp_path, monkeypatch):
@@ -168,5 +168,5 @@ def test_weights_that_nobody_has_published(tmp_path, monkeypatch):
 )
 def test_published_accuracy(name, percent):
     assert name in NETWORKS
-    network = load_network(name).to(memory_format=torch.channels_last)
+    network = load_network(name, "cifar10").to(memory_format=torch.channels_last)
     assert round(100 * accuracy(network, load_data("cifar10").test), 2) == percent

@@ -12,10 +12,8 @@ import time
 import gymnasium as gym
 import numpy as np
 import torch
-from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.columns import Columns
 
-from gnnrl_ray.ddpg import DDPG, DDPGConfig
+from gnnrl_ray.agent.ddpg import DDPG, DDPGConfig
 
 GOAL, STEPS, EPISODE = -250.0, 20_000, 200
 
@@ -39,15 +37,13 @@ config = (
 
 def greedy_return(algorithm: DDPG, episodes: int = 10) -> float:
     """Return the mean return without noise, from starts that training never saw."""
-    module = algorithm.learner_group._learner.module[DEFAULT_MODULE_ID].unwrapped()
     env = gym.make("Pendulum-v1")
     returns = []
     for seed in range(episodes):
         observation, _ = env.reset(seed=10_000 + seed)
         total, done = 0.0, False
         while not done:
-            batch = {Columns.OBS: torch.tensor(observation)[None]}
-            action = module.forward_inference(batch)[Columns.ACTIONS][0].numpy()
+            action = algorithm.act(observation)
             observation, reward, _, done, _ = env.step(action)
             total += float(reward)
         returns.append(total)

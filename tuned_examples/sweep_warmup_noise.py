@@ -9,7 +9,7 @@ stops two thirds of them after the 60th episode.
 import argparse
 from pathlib import Path
 
-from gnnrl_ray.sweep import Sweep, over_seeds, run_sweep
+from gnnrl_ray.jobs.sweep import Sweep, over_seeds, run_sweep
 
 sweep = Sweep.read(Path(__file__).with_suffix(".toml"))
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import torchvision
 from torch import nn
 
+from gnnrl_ray.errors import InputError
 from gnnrl_ray.zoo.mobilenet import MobileNet, build_mobilenet_v2
 from gnnrl_ray.zoo.resnet import ResNet
 from gnnrl_ray.zoo.shufflenet import ShuffleNet, build_shufflenet_v2
 from gnnrl_ray.zoo.vgg import build_vgg16
-from gnnrl_ray.zoo.weights import WeightsError, fetch_weights, home, load_weights
+from gnnrl_ray.zoo.weights import WeightsError, fetch_weights, load_weights
 
-__all__ = ["NETWORKS", "WeightsError", "build_network", "home", "is_ours", "load_network"]
+__all__ = ["NETWORKS", "WeightsError", "build_network", "is_ours", "load_network"]
 
 _SMALL = 64  # pixels; below it, networks made for ImageNet keep their first images large
 
@@ -52,14 +53,14 @@ def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> nn.
             ImageNet halve them less often.
 
     Raises:
-        ValueError: unknown name; lists the known ones.
+        InputError: unknown name; lists the known ones.
     """
     if name in NETWORKS:
         return NETWORKS[name](num_classes, image_size <= _SMALL)
     source, colon, attribute = name.partition(":")
     if not colon:
         known = ", ".join(NETWORKS)
-        raise ValueError(
+        raise InputError(
             f"unknown network {name!r}; known: {known}; or torchvision:NAME, or "
             "package.module:callable."
         )
@@ -67,7 +68,7 @@ def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> nn.
         try:
             build = torchvision.models.get_model_builder(attribute)
         except ValueError as error:
-            raise ValueError(
+            raise InputError(
                 f"torchvision has no network {attribute!r}; it lists its own with "
                 "torchvision.models.list_models()."
             ) from error
@@ -79,7 +80,7 @@ def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> nn.
         takes = {}
     network = build(num_classes=num_classes) if "num_classes" in takes else build()
     if not isinstance(network, nn.Module):
-        raise ValueError(f"{name} returned a {type(network).__name__}, not an nn.Module.")
+        raise InputError(f"{name} returned a {type(network).__name__}, not an nn.Module.")
     return network
 
 
@@ -89,17 +90,17 @@ def _import(module: str, attribute: str) -> Callable[..., object]:
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except ImportError as error:
-        raise ValueError(f"cannot import {module!r}: {error}.") from error
+        raise InputError(f"cannot import {module!r}: {error}.") from error
     finally:
         sys.path.pop(0)
     if not callable(found):
-        raise ValueError(f"{module} has no callable {attribute!r}.")
+        raise InputError(f"{module} has no callable {attribute!r}.")
     return found
 
 
 def load_network(
     name: str,
-    dataset: str = "cifar10",
+    dataset: str = "digits",
     *,
     weights: Path | str | None = None,
     num_classes: int = 10,
@@ -115,7 +116,7 @@ def load_network(
         image_size: side of the images.
 
     Raises:
-        ValueError: unknown name.
+        InputError: unknown name.
         WeightsError: no weights, or unusable ones; says which and why.
     """
     network = build_network(name, num_classes, image_size)

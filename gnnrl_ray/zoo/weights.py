@@ -6,7 +6,6 @@ file that holds anything else is refused before any of it runs.
 
 import hashlib
 import io
-import os
 import pickle
 from pathlib import Path
 
@@ -15,7 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gnnrl_ray.folder import Folder
+from gnnrl_ray.errors import InputError
+from gnnrl_ray.home import home
+from gnnrl_ray.storage import Storage
 
 SOURCE = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
 # Each published file carries the first eight digits of its SHA-256 in its name.
@@ -28,16 +29,8 @@ PUBLISHED = {
 }
 
 
-class WeightsError(ValueError):
+class WeightsError(InputError):
     """A weights file that is missing, damaged, unsafe or of another network."""
-
-
-def home() -> Path:
-    """Return the folder of weights and data: ``$GNNRL_HOME`` or the user's cache."""
-    if "GNNRL_HOME" in os.environ:
-        return Path(os.environ["GNNRL_HOME"])
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "gnnrl_ray"
 
 
 def weights_path(name: str, dataset: str) -> Path:
@@ -127,7 +120,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 
 def _read(path: Path | str) -> bytes:
     where, _, name = str(path).rpartition("/")
-    return Folder(where or ".").read(name)
+    return Storage(where or ".").read(name)
 
 
 def load_weights(network: nn.Module, path: Path | str) -> None:
@@ -162,4 +155,4 @@ def save_weights(network: nn.Module, path: Path | str) -> None:
     """Write the state dict of ``network`` to ``path``, whole or not at all."""
     where, _, name = str(path).rpartition("/")
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
-    Folder(where or ".").write(name, safetensors.torch.save(state))
+    Storage(where or ".").write(name, safetensors.torch.save(state))

@@ -1,0 +1,547 @@
+"""DDPG for RLlib's current API stack (Lillicrap et al., https://arxiv.org/abs/1509.02971).
+
+RLlib itself has no DDPG any more. This one counts in episodes: each is numbered once for
+the whole run, and warm-up, noise and seeds follow from that number, so that one env runner
+and sixteen see the same schedule, and a lost episode can be run again.
+
+Axis letters: B batch, G actions.
+"""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import torch.nn.functional as F
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner import POLICY_LOSS_KEY
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.utils import make_target_network
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, TargetNetworkAPI
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    LEARNER_RESULTS,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+)
+from ray.tune.registry import register_trainable
+from scipy.stats import truncnorm
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from gnnrl_ray.actors.dispatch import Dispatcher, Finished
+from gnnrl_ray.agent.mgnn import Actor, Critic, GraphEncoder, VectorEncoder
+from gnnrl_ray.agent.replay import Replay
+from gnnrl_ray.agent.settings import AgentSettings
+from gnnrl_ray.errors import EpisodeError, Notice
+
+Q, Q_OF_ACTOR, Q_NEXT = "q", "q_of_actor", "q_next"
+QF_LOSS_KEY = "qf_loss"
+_WAIT_SECONDS = 0.2  # at most, before somebody is told how things are
+_UPDATES_AT_ONCE = 8  # what RLlib does around one takes as long as the update itself
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep small operations on one core: sharing them costs several times their work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class DDPGConfig(AlgorithmConfig):
+    """Settings of :class:`DDPG`; those of its own are ``AgentSettings``.
+
+    .. code-block:: python
+
+        config = DDPGConfig().environment("Pendulum-v1").training(warmup_episodes=5)
+        config.build_algo().train()
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or DDPG)
+        for name, value in AgentSettings().to_dict().items():
+            setattr(self, name, value)
+        # What the base class needs to be told for this to work.
+        self.lr = None
+        self.train_batch_size_per_learner = 64
+        self.env_runner_cls = DDPGEnvRunner
+        self.batch_mode = "complete_episodes"
+        self.normalize_actions = False
+        self.clip_actions = False
+        self.log_sys_usage = False
+        self.delay_between_env_runner_restarts_s = 0.0
+        self.validate_env_runners_after_construction = False  # nobody waits for the last
+        self._dont_auto_sync_env_runner_states = True
+
+    def training(self, **settings: Any) -> "DDPGConfig":
+        """Set what concerns learning.
+
+        Args:
+            **settings: of :class:`~gnnrl_ray.agent.settings.AgentSettings`; and of
+                ``AlgorithmConfig.training``: ``gamma``,
+                ``train_batch_size_per_learner``, ...
+
+        Raises:
+            InputError: a value that cannot be.
+        """
+        own = {name: settings.pop(name) for name in AgentSettings.names() & settings.keys()}
+        super().training(**settings)
+        checked = AgentSettings(**own).to_dict()
+        for name in own:
+            setattr(self, name, checked[name])
+        return self
+
+    def validate(self) -> None:
+        """Raise ``ValueError`` for settings that do not go together."""
+        super().validate()
+        if (self.num_learners or 0) > 1 or self.num_envs_per_env_runner != 1:
+            self._value_error(
+                "DDPG numbers its episodes globally: use `num_learners` <= 1 and "
+                "`num_envs_per_env_runner` = 1; scale with `num_env_runners`."
+            )
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:  # noqa: D102
+        return RLModuleSpec(module_class=DDPGModule)
+
+    def get_default_learner_class(self) -> type:  # noqa: D102
+        return DDPGLearner
+
+    @property
+    def _model_config_auto_includes(self) -> dict:
+        names = (
+            "warmup_episodes", "noise", "noise_decay", "noise_floor",
+            "hidden", "graph_dim", "graph_layers",
+        )  # fmt: skip
+        own = {name: getattr(self, name) for name in names}
+        return super()._model_config_auto_includes | own
+
+
+class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
+    """Actor and critic: with the m-GNN on a ``GraphBox``, plain on any other ``Box``."""
+
+    def setup(self) -> None:
+        """Build the networks; an env runner needs the actor alone."""
+        space, hidden = self.action_space, self.model_config["hidden"]
+        low, high = (torch.tensor(bound).flatten() for bound in (space.low, space.high))
+        self.actor = Actor(self._encoder(), low, high, hidden)
+        if not self.inference_only:
+            self.critic = Critic(self._encoder(), len(low), hidden)
+        # Set anew for each episode by the env runner.
+        self.episode = 0
+        self.generator = np.random.default_rng(0)
+
+    def _encoder(self) -> nn.Module:
+        space, settings = self.observation_space, self.model_config
+        if hasattr(space, "levels"):
+            return GraphEncoder(
+                space.levels,
+                space.shape[1],
+                settings["graph_dim"],
+                settings["graph_layers"],
+            )
+        return VectorEncoder(int(np.prod(space.shape)))
+
+    def train(self, mode: bool = True) -> "DDPGModule":
+        """Change the mode if it is another: RLlib asks before each step."""
+        return self if self.training == mode else super().train(mode)
+
+    def get_non_inference_attributes(self) -> list[str]:  # noqa: D102
+        return ["critic", "target_actor", "target_critic"]
+
+    def make_target_networks(self) -> None:  # noqa: D102
+        self.target_actor = make_target_network(self.actor)
+        self.target_critic = make_target_network(self.critic)
+
+    def get_target_network_pairs(self) -> list[tuple[nn.Module, nn.Module]]:  # noqa: D102
+        return [(self.actor, self.target_actor), (self.critic, self.target_critic)]
+
+    @torch.no_grad()
+    def forward_target(self, batch: dict) -> Tensor:
+        """Return Q'(s', mu'(s')) of the target networks, [B]; 0 where s' is the end."""
+        values = torch.zeros_like(batch[Columns.REWARDS])
+        goes_on = ~batch[Columns.TERMINATEDS]
+        if goes_on.any():
+            actor, critic = self.target_actor, self.target_critic
+            plan = actor.encoder.plan(batch[Columns.NEXT_OBS][goes_on])
+            values[goes_on] = critic(critic.encoder(plan), actor(plan))[plan.which]
+        return values
+
+    @torch.no_grad()
+    def _forward_inference(self, batch: dict, **_) -> dict:
+        return {Columns.ACTIONS: self._act(batch[Columns.OBS])}
+
+    @torch.no_grad()
+    def _forward_exploration(self, batch: dict, **_) -> dict:
+        action = self._act(batch[Columns.OBS])
+        return {Columns.ACTIONS: self._explore(action.cpu().numpy())}
+
+    def _act(self, observations: Tensor) -> Tensor:
+        plan = self.actor.encoder.plan(observations)
+        return self.actor(plan)[plan.which]
+
+    def _explore(self, action: np.ndarray) -> Tensor:
+        """Draw around ``action`` float32 [B, G], within the action range."""
+        settings = self.model_config
+        low, span = self.actor.low.cpu().numpy(), self.actor.span.cpu().numpy()
+        after = self.episode - settings["warmup_episodes"]
+        if after < 0:
+            drawn = low + span * self.generator.random(action.shape)
+        else:
+            decayed = settings["noise"] * settings["noise_decay"] ** after
+            sigma = span * max(decayed, settings["noise_floor"], 1e-6)
+            bounds = (low - action) / sigma, (low + span - action) / sigma
+            drawn = truncnorm.rvs(
+                *bounds, action, sigma, action.shape, random_state=self.generator
+            )
+        return torch.tensor(drawn, dtype=torch.float32)
+
+    def _forward_train(self, batch: dict, **_) -> dict:
+        critic, plan = self.critic, self.actor.encoder.plan(batch[Columns.OBS])
+        embedding = critic.encoder(plan)
+        # With the critic held constant for the actor's loss, a single backward pass gives
+        # actor and critic each its own gradient.
+        critic.mlp.requires_grad_(False)
+        judged = critic(embedding.detach(), self.actor(plan))
+        critic.mlp.requires_grad_(True)
+        return {
+            Q: critic(embedding[plan.which], batch[Columns.ACTIONS]),
+            Q_NEXT: self.forward_target(batch),
+            Q_OF_ACTOR: judged[plan.which],
+        }
+
+
+class DDPGLearner(TorchLearner):
+    """One gradient step for critic and actor; then the targets follow."""
+
+    def build(self) -> None:
+        """Build the module, and targets for it."""
+        super().build()
+        self._pairs = []  # of all parameters, targets and what they follow
+        for module_id, module in self.module.items():
+            module.unwrapped().make_target_networks()
+            tau = self.config.get_config_for_module(module_id).tau
+            for online, target in module.unwrapped().get_target_network_pairs():
+                pair = list(target.parameters()), list(online.parameters())
+                self._pairs.append((*pair, tau))
+
+    def configure_optimizers_for_module(self, module_id, config=None) -> None:
+        """Give actor and critic an Adam each."""
+        module = self.module[module_id].unwrapped()
+        for name, network, lr, decay in (
+            ("actor", module.actor, config.actor_lr, 0.0),
+            ("critic", module.critic, config.critic_lr, config.critic_weight_decay),
+        ):
+            parameters = self.get_parameters(network)
+            self.register_optimizer(
+                module_id=module_id,
+                optimizer_name=name,
+                optimizer=torch.optim.Adam(parameters, weight_decay=decay, fused=True),
+                params=parameters,
+                lr_or_lr_schedule=lr,
+            )
+
+    def apply_gradients(self, gradients_dict: dict) -> None:
+        """Take the step, and let the targets follow by tau.
+
+        A gradient that is not a finite number is no step.
+        """
+        if not get_total_norm(gradients_dict.values()).isfinite():
+            warnings.warn(
+                "a gradient is not finite; nothing is learnt from this batch.",
+                Notice,
+                stacklevel=2,
+            )
+            return
+        for optimizer in self._named_optimizers.values():
+            optimizer.step()
+        for targets, parameters, tau in self._pairs:
+            get_ema_multi_avg_fn(1 - tau)(targets, parameters, None)
+
+    def after_gradient_based_update(self, *, timesteps: dict) -> None:
+        """Log the losses, of the last step only: logging takes as long as a step."""
+        super().after_gradient_based_update(timesteps=timesteps)
+        self.metrics.log_dict(self._losses, key=DEFAULT_MODULE_ID, window=1)
+
+    def _update(self, batch: dict, **kwargs: Any) -> tuple:
+        """Take one gradient step for each train batch that ``batch`` holds in a row."""
+        size, result = self.config.train_batch_size_per_learner, ({}, {}, {})
+        for module_id, columns in batch.items():
+            parts = [columns[name].split(size) for name in columns]
+            for part in zip(*parts, strict=True):
+                one = {module_id: dict(zip(columns, part, strict=True))}
+                result = super()._update(one, **kwargs)
+        return result
+
+    def compute_loss_for_module(self, *, module_id, config, batch, fwd_out) -> Tensor:
+        """Return (y - Q(s, a))^2 - Q(s, mu(s)), averaged over the batch."""
+        target = batch[Columns.REWARDS] + config.gamma * fwd_out[Q_NEXT]
+        critic_loss = F.mse_loss(fwd_out[Q], target)
+        actor_loss = -fwd_out[Q_OF_ACTOR].mean()
+        self._losses = {QF_LOSS_KEY: critic_loss, POLICY_LOSS_KEY: actor_loss}
+        return critic_loss + actor_loss
+
+
+class DDPGEnvRunner(SingleAgentEnvRunner):
+    """Runs one numbered episode at a time."""
+
+    def __init__(self, *, config: AlgorithmConfig, **kwargs: Any) -> None:
+        # The share of a GPU is for the environment; the actor network is too small.
+        if config.num_gpus_per_env_runner:
+            config = config.copy(copy_frozen=False)
+            config.num_gpus_per_env_runner = 0
+        self._options: dict | None = None
+        super().__init__(config=config, **kwargs)
+
+    def run_episode(
+        self, number: int, weights: dict | None = None, options: dict | None = None,
+        explore: bool = True,
+    ) -> Finished:  # fmt: skip
+        """Run episode ``number``; its noise and seeds follow from the number alone.
+
+        Args:
+            number: of the episode.
+            weights: of the module, unless it is to stay as it is.
+            options: for ``reset`` of the environment.
+            explore: whether to add noise.
+        """
+        if weights is not None:
+            self.module.set_state(weights)
+        self._options = options
+        entropy = np.random.SeedSequence([self.config.seed or 0, number])
+        self._seed = int(entropy.generate_state(1)[0] >> 1)
+        self.module.unwrapped().episode = number
+        self.module.unwrapped().generator = np.random.default_rng(entropy)
+        (episode,) = self.sample(num_episodes=1, explore=explore)
+        return Finished(number, episode, self.get_metrics())
+
+    def attempt_episode(self, number: int, **request: Any) -> Finished:
+        """Do the same, but say what went wrong instead of raising it.
+
+        An exception would cost this actor its life, and others the time to start it anew.
+        """
+        try:
+            return self.run_episode(number, **request)
+        except Exception as error:
+            cause = error.__cause__ or error  # RLlib wraps what environments raise
+            return Finished(number, failed=f"{type(cause).__name__}: {cause}")
+
+    def _try_env_reset(self, *, seed: int | None = None, options: dict | None = None):
+        return super()._try_env_reset(seed=seed, options=options or self._options)
+
+
+class Hooks:
+    """What whoever runs the algorithm is told, and knows; these know nothing."""
+
+    def on_episode(self, finished: Finished) -> None:
+        """Take note of an episode that is over, before anything is learnt from it."""
+
+    def on_wait(self, status: dict[int, tuple[str, float]]) -> None:
+        """Take note of what each env runner does, a few times a second."""
+
+    def replayed(self, number: int) -> Finished | None:
+        """Return the episode of a number if it is known from elsewhere."""
+
+    def options(self) -> dict | ray.ObjectRef | None:
+        """Return what the environment's ``reset`` is given in an actor."""
+
+
+class DDPG(Algorithm):
+    """Deep deterministic policy gradient with replay, one episode per env runner.
+
+    With one env runner, or none, acting and learning take turns and a run is exactly
+    repeatable. With more, the learner works while episodes are under way, and a slow
+    episode holds up nobody.
+
+    Args:
+        config: settings; the default ones run on any task with ``Box`` spaces.
+        hooks: called in this process.
+        **kwargs: of ``Algorithm``.
+
+    Attributes:
+        dispatcher: gives out the episodes.
+    """
+
+    def __init__(
+        self,
+        config: AlgorithmConfig | dict | None = None,
+        *args: Any,
+        hooks: Hooks | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._hooks = hooks or Hooks()
+        super().__init__(config, *args, **kwargs)
+
+    @classmethod
+    def get_default_config(cls) -> DDPGConfig:  # noqa: D102
+        return DDPGConfig()
+
+    def setup(self, config: DDPGConfig) -> None:
+        """Build runners, learner and replay buffer, and seed what RLlib leaves alone."""
+        self._episodes_done = 0
+        self._updates_owed = 0.0
+        self._weights: ray.ObjectRef | None = None  # of the module, since the last update
+        self._greedy: TorchRLModule | None = None  # with these weights
+        try:
+            super().setup(config)
+        except IndexError as error:  # the first env runner was asked for its spaces
+            raise EpisodeError(
+                "the first env runner died while it was set up; run with 0 env runners to "
+                "see why in this process."
+            ) from error
+        self.dispatcher = Dispatcher(
+            self.env_runner_group._worker_manager.actors(),
+            self.config.episode_timeout,
+            self.config.max_retries,
+        )
+        self._replay = Replay(self.config.replay_capacity, self.config.seed)
+
+    @property
+    def episodes_done(self) -> int:
+        """How many episodes have been run and learnt from, or given up."""
+        return self._episodes_done
+
+    def act(self, observation: np.ndarray) -> np.ndarray:
+        """Return the greedy action in the state ``observation``, without noise.
+
+        Args:
+            observation: float32, of the observation space's shape.
+
+        Returns:
+            float32, of the action space's shape.
+        """
+        if self._greedy is None:
+            spaces = self.env_runner_group.get_spaces()
+            spec = self.config.get_rl_module_spec(spaces=spaces, inference_only=True)
+            self._greedy = spec.build()
+            self._greedy.set_state(self._module_state())
+        batch = {Columns.OBS: torch.as_tensor(np.asarray(observation, np.float32))[None]}
+        action = self._greedy.forward_inference(batch)[Columns.ACTIONS][0]
+        return action.numpy().reshape(self._greedy.action_space.shape)
+
+    def training_step(self) -> None:
+        """Act, and learn meanwhile, until an episode is over."""
+        over = False
+        while not over and not self.dispatcher.exhausted:
+            for finished in self._collect():
+                self._take_in(finished)
+                over = True
+            self._start_episodes()  # before learning, which can take a while
+            if self._warm and len(self._replay):
+                # While episodes are under way, look after them every few updates.
+                most = _UPDATES_AT_ONCE if self.dispatcher.under_way else math.inf
+                self._learn(min(most, self._updates_owed))
+            self._hooks.on_wait(self.dispatcher.status())
+
+    def _take_in(self, finished: Finished) -> None:
+        self._hooks.on_episode(finished)
+        if finished.metrics:
+            self.metrics.aggregate([finished.metrics], key=ENV_RUNNER_RESULTS)
+        if finished.result is not None:
+            steps = len(finished.result)
+            self._updates_owed += steps * self.config.updates_per_step
+            self._replay.add([finished.result])
+        self._episodes_done += 1
+
+    def _learn(self, updates: float) -> None:
+        """Do so many updates, whole ones."""
+        left = int(updates)
+        with _one_thread():
+            while left > 0:
+                count = min(left, _UPDATES_AT_ONCE)
+                self._update(count)
+                self._updates_owed -= count
+                left -= count
+
+    @property
+    def _warm(self) -> bool:
+        return self._episodes_done >= self.config.warmup_episodes
+
+    def _collect(self) -> list[Finished]:
+        known = self._hooks.replayed(self.dispatcher.peek())
+        if known is not None:
+            self.dispatcher.take()
+            return [known]
+        runners = self.env_runner_group.num_remote_env_runners()
+        if runners == 0:
+            weights = self._module_state()
+            local = self.env_runner_group.local_env_runner
+            return [local.run_episode(self.dispatcher.take(), weights)]
+        busy = self._warm and self._updates_owed >= 1
+        return self.dispatcher.collect(0.0 if busy else _WAIT_SECONDS)
+
+    def _start_episodes(self) -> None:
+        """Give every idle env runner new weights and an episode."""
+        alone, owed = len(self.dispatcher.status()) == 1, self._updates_owed
+        if self._warm and (owed > self.config.max_updates_owed or (alone and owed >= 1)):
+            return
+        for runner in self.dispatcher.idle:
+            number = self.dispatcher.peek()
+            if number >= self.dispatcher.limit or self._hooks.replayed(number) is not None:
+                return
+            if self._weights is None:
+                self._weights = ray.put(self._module_state())
+            options = self._hooks.options()
+            self.dispatcher.start(runner, weights=self._weights, options=options)
+
+    def _module_state(self) -> dict:
+        """Return the state of the actor network."""
+        path = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
+        state = self.learner_group.get_state(components=path, inference_only=True)
+        return state[COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
+
+    def _update(self, count: int = 1) -> None:
+        """Take ``count`` gradient steps."""
+        self._weights = self._greedy = None
+        size = count * self.config.total_train_batch_size
+        batch = SampleBatch(self._replay.sample(size))
+        steps = self.metrics.peek(
+            (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0
+        )
+        results = self.learner_group.update(
+            batch=MultiAgentBatch({DEFAULT_MODULE_ID: batch}, size),
+            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: steps},
+        )
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+
+    # Checkpoints: RLlib's do without the replay buffer and know nothing of episodes.
+
+    def get_state(self, components=None, *, not_components=None, **kwargs) -> dict:
+        """Return RLlib's state with replay buffer, its generator and the counters."""
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component("ddpg", components, not_components):
+            state["ddpg"] = {
+                "episodes": self.dispatcher.get_state(),
+                "episodes_done": self._episodes_done,
+                "updates_owed": self._updates_owed,
+                "replay": self._replay.get_state(),
+            }
+        return state
+
+    def set_state(self, state: dict) -> None:
+        """Take over what :meth:`get_state` returned, in a newly built algorithm."""
+        super().set_state(state)
+        if "ddpg" in state:
+            own = state["ddpg"]
+            self.dispatcher.set_state(own["episodes"])
+            self._episodes_done = own["episodes_done"]
+            self._updates_owed = own["updates_owed"]
+            self._replay.set_state(own["replay"])
+            self._weights = self._greedy = None
+
+
+register_trainable("GNN-RL-DDPG", DDPG)

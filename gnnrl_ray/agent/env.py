@@ -1,0 +1,103 @@
+"""The paper's DNN-Graph environment as a Gymnasium environment.
+
+Axis letters: E primitive edges, F features of one, G prunable groups.
+"""
+
+from collections.abc import Sequence
+
+import gymnasium as gym
+import numpy as np
+
+from gnnrl_ray.errors import InputError
+from gnnrl_ray.graph.hierarchy import HierarchicalGraph, Motif
+from gnnrl_ray.scoring.objective import Objective
+from gnnrl_ray.settings import TIMEOUTS
+
+
+class GraphBox(gym.spaces.Box):
+    """Features of a graph of fixed topology; the topology rides along as ``levels``."""
+
+    def __init__(
+        self, shape: tuple[int, int], levels: Sequence[Sequence[Motif]], seed=None
+    ) -> None:
+        super().__init__(0.0, 1.0, shape, np.float32, seed)
+        self.levels = levels
+
+
+class PruningEnv(gym.Env):
+    """Prune a network step by step until it meets its budget.
+
+    ========== ===================== ================================================
+    space      type                  meaning
+    ========== ===================== ================================================
+    action     float32 [G] in [0, 1] share of each group's channels dropped by this step
+    observation float32 [E, F]       state of every primitive edge, see
+                                     :meth:`HierarchicalGraph.features`; topology in
+                                     ``observation_space.levels``
+    ========== ===================== ================================================
+
+    **Reward:** 0 until the budget is met, then minus the top-1 error on the validation
+    split, in [-1, 0] (GNN-RL Eq. 8).
+
+    **Start:** the dense network. **End:** the first step that meets the budget, or the
+    ``max_steps``-th. The last ``info`` holds the ``outcome``.
+
+    Args:
+        config: ``objective``, a function that returns the :class:`Objective`;
+            ``fit`` (default True): scale the last step back so that the candidate uses
+            its whole budget; ``max_steps`` (default 8); ``on_timeout`` (default
+            ``"fit"``): what happens there: all groups are scaled down to the budget,
+            or, with ``"penalty"``, the reward is -1 and there is no outcome;
+            ``levels`` (default 2) of the graph.
+    """
+
+    def __init__(self, config: dict) -> None:
+        settings = {"fit": True, "max_steps": 8, "on_timeout": "fit", "levels": 2}
+        settings |= config
+        if settings["on_timeout"] not in TIMEOUTS:
+            raise InputError(
+                f"`on_timeout` must be fit or penalty, got {settings['on_timeout']!r}."
+            )
+        self.objective: Objective = settings["objective"]()
+        self._fit = settings["fit"]
+        self._max_steps = settings["max_steps"]
+        self._on_timeout = settings["on_timeout"]
+        self._graph = HierarchicalGraph(self.objective.groups, settings["levels"])
+        count = len(self.objective.groups.widths)
+        self.observation_space = GraphBox(self._graph.shape, self._graph.levels)
+        self.action_space = gym.spaces.Box(0.0, 1.0, (count,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict | None = None
+    ) -> tuple[np.ndarray, dict]:
+        """Return the dense network's graph, float32 [E, F].
+
+        Args:
+            seed: of nothing: the environment is not random.
+            options: ``outcomes``, a list of those that need not be scored again.
+        """
+        super().reset(seed=seed)
+        self.objective.remember((options or {}).get("outcomes", ()))
+        self._widths = self.objective.groups.widths
+        self._steps = 0
+        return self._graph.features(self._widths), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """Drop the shares ``action`` float [G] of what is left of each group."""
+        budget, before = self.objective.budget, self._widths
+        target = budget.drop(before, action)
+        widths = budget.round(target)
+        self._steps += 1
+        met = bool(budget.meets(widths))
+        if met and self._fit:
+            widths = budget.project(before, target)
+        timeout = not met and self._steps == self._max_steps
+        if timeout and self._on_timeout == "fit":
+            widths = budget.project(widths, budget.min_widths)
+            met = True
+        self._widths = widths
+        observation = self._graph.features(widths)
+        if not met:
+            return observation, -1.0 if timeout else 0.0, timeout, False, {}
+        outcome = self.objective(widths)
+        return observation, outcome.reward, True, False, {"outcome": outcome}

@@ -1,0 +1,224 @@
+"""The method ``gnn-rl``: DDPG on the DNN-Graph environment, one run of it."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from tensorboardX import SummaryWriter
+
+from gnnrl_ray.actors.connection import connected
+from gnnrl_ray.actors.dispatch import Finished
+from gnnrl_ray.actors.sharing import SharedObjective, share
+from gnnrl_ray.agent.ddpg import DDPG, DDPGConfig, Hooks
+from gnnrl_ray.agent.env import PruningEnv
+from gnnrl_ray.agent.settings import AgentSettings
+from gnnrl_ray.errors import InputError
+from gnnrl_ray.run.directory import RunError
+from gnnrl_ray.run.journal import EpisodeRecord
+from gnnrl_ray.run.task import Task
+from gnnrl_ray.settings import SearchSettings
+
+_CHECKPOINT, _CHECKPOINT_EVERY = "checkpoint.zip", 10
+# One gradient step for each layer that AMC visits would be one for each group; an episode
+# here is only a step or two, and costs far more than they do.
+_DEFAULTS = {"updates_per_step": 32, "gamma": 1.0}
+
+# What may be set of the agent.
+_RLLIBS = {"gamma", "train_batch_size_per_learner"}
+AGENT_SETTINGS = AgentSettings.names() - {"episode_timeout", "max_retries"} | _RLLIBS
+
+
+class Agent:
+    """Lets the DDPG agent search.
+
+    Args:
+        task: what it is to find.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    @staticmethod
+    def candidates(settings: SearchSettings) -> int:
+        """Return how many candidates it proposes."""
+        return settings.episodes
+
+    @staticmethod
+    def check(settings: SearchSettings) -> None:
+        """Raise ``InputError`` for a setting that the agent does not have."""
+        if unknown := settings.agent.keys() - AGENT_SETTINGS:
+            known = ", ".join(sorted(AGENT_SETTINGS))
+            raise InputError(
+                f"--agent {unknown.pop()!r} is no setting of it; known: {known}."
+            )
+        own = AgentSettings.names() & settings.agent.keys()
+        AgentSettings(**{name: settings.agent[name] for name in own})
+
+    def run(self) -> None:
+        """Run the episodes that the run still lacks, from its newest checkpoint on.
+
+        Checkpoints and TensorBoard events go to the run directory.
+
+        Raises:
+            PlacementError: the cluster has no room for the env runners.
+            EpisodeError: one episode after the other has failed, or every env runner died.
+        """
+        with connected(self._task.settings.address):
+            shared = share(self._task)
+            hooks = _RunHooks(self._task)
+            algorithm = DDPG(ddpg_config(self._task.settings, shared), hooks=hooks)
+            try:
+                _Session(algorithm, self._task, hooks).run()
+            finally:
+                algorithm.stop()
+
+
+def environment(settings: SearchSettings, objective: Any) -> dict:
+    """Return the configuration of the environment."""
+    names = ("fit", "on_timeout", "max_steps", "levels")
+    return {"objective": objective} | {name: getattr(settings, name) for name in names}
+
+
+def ddpg_config(settings: SearchSettings, shared: SharedObjective) -> DDPGConfig:
+    """Return the configuration of the algorithm for a search."""
+    faults = {
+        "episode_timeout": settings.episode_timeout,
+        "max_retries": settings.max_retries,
+    }
+    return (
+        DDPGConfig()
+        .environment(PruningEnv, env_config=environment(settings, shared))
+        .env_runners(
+            num_env_runners=settings.env_runners,
+            num_cpus_per_env_runner=settings.cpus_per_env_runner,
+            num_gpus_per_env_runner=settings.gpus_per_env_runner,
+        )
+        .training(**_DEFAULTS | faults | settings.agent)
+        .debugging(seed=settings.seed, log_level="ERROR")
+    )
+
+
+class _RunHooks(Hooks):
+    """Writes down what happens, and replays what the journal has and the agent has not."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._shared: tuple[int, ray.ObjectRef | None] = (-1, None)
+        self._environment = PruningEnv(environment(task.settings, lambda: task.objective))
+        self.writer: SummaryWriter | None = None
+
+    def on_episode(self, finished: Finished) -> None:
+        number, episode = finished.number, finished.result
+        record = self._task.run.journal.record(number) or _record_of(finished)
+        self._task.record(number, record)
+        if record.outcome is not None and self.writer is not None:
+            self.writer.add_scalar("accuracy", record.outcome.accuracy, number)
+            self.writer.add_scalar("macs", record.outcome.macs, number)
+            self.writer.add_scalar("steps", len(episode), number)
+
+    def on_wait(self, status: dict[int, tuple[str, float]]) -> None:
+        self._task.report(status)
+
+    def options(self) -> ray.ObjectRef | None:
+        """Return what is known already, so that no env runner scores it again."""
+        known, ref = self._shared
+        journal = self._task.run.journal
+        if known != len(journal):
+            ref = ray.put({"outcomes": [outcome for _, outcome in journal]})
+            self._shared = len(journal), ref
+        return ref
+
+    def replayed(self, number: int) -> Finished | None:
+        record = self._task.run.journal.record(number)
+        if record is None:
+            return None
+        if record.actions is None:
+            # Older journals hold no actions; the candidate at least is known.
+            return Finished(number, failed=record.failed) if record.failed else None
+        env, terminated, rewards, info = self._environment, False, [], {}
+        observations = [env.reset()[0]]
+        actions = [np.array(action, np.float32) for action in record.actions]
+        for action in actions:
+            observation, reward, terminated, _, info = env.step(action)
+            observations.append(observation)
+            rewards.append(reward)
+        if not terminated or info.get("outcome") != record.outcome:
+            raise RunError(
+                f"episode {number} in {self._task.run.storage}/journal.jsonl is not of "
+                "this network: its actions lead elsewhere. Start a new run with --out."
+            )
+        episode = SingleAgentEpisode(
+            observations=observations, actions=actions, rewards=rewards,
+            infos=[{}] * len(actions) + [info], terminated=True, len_lookback_buffer=0,
+        )  # fmt: skip
+        return Finished(number, episode)
+
+
+def _record_of(finished: Finished) -> EpisodeRecord:
+    """Return what the journal keeps of an episode."""
+    if finished.failed is not None:
+        return EpisodeRecord(failed=finished.failed)
+    episode = finished.result
+    actions = [np.asarray(action).tolist() for action in episode.get_actions()]
+    outcome = episode.get_infos(-1).get("outcome")
+    if outcome is None:
+        missed = f"the budget was not met in {len(episode)} steps"
+        return EpisodeRecord(None, actions, missed)
+    return EpisodeRecord(outcome, actions)
+
+
+class _Session:
+    """One agent at work on one run, from its newest checkpoint to the end."""
+
+    def __init__(self, algorithm: DDPG, task: Task, hooks: _RunHooks) -> None:
+        self._algorithm = algorithm
+        self._storage = task.run.storage
+        self._total = task.settings.episodes
+        self._hooks = hooks
+        algorithm.dispatcher.limit = self._total
+
+    def run(self) -> None:
+        """Run the episodes that are left, and save the agent now and then.
+
+        Saved between episodes only: what an interruption cuts short is not a state to go
+        on from, and what came after the last checkpoint is replayed from the journal.
+        """
+        algorithm = self._algorithm
+        with tempfile.TemporaryDirectory() as scratch:
+            self._events = (self._storage.local or Path(scratch)) / "events"
+            with SummaryWriter(str(self._events)) as writer:
+                self._hooks.writer = writer
+                self._restore()
+                saved = algorithm.episodes_done
+                while algorithm.episodes_done < self._total:
+                    algorithm.train()
+                    due = algorithm.episodes_done - saved >= _CHECKPOINT_EVERY
+                    if due or algorithm.episodes_done >= self._total:
+                        self._save()
+                        writer.flush()
+                        if self._storage.local is None:
+                            self._storage.copy(self._events, "events")
+                        saved = algorithm.episodes_done
+
+    def _restore(self) -> None:
+        if not self._storage.exists(_CHECKPOINT):
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            archive = Path(scratch) / _CHECKPOINT
+            archive.write_bytes(self._storage.read(_CHECKPOINT))
+            shutil.unpack_archive(archive, f"{scratch}/checkpoint")
+            self._algorithm.restore_from_path(f"{scratch}/checkpoint")
+
+    def _save(self) -> None:
+        """Replace the checkpoint, a single file so that there is always a whole one."""
+        with tempfile.TemporaryDirectory() as scratch:
+            self._algorithm.save_to_path(f"{scratch}/checkpoint")
+            archive = shutil.make_archive(scratch, "zip", f"{scratch}/checkpoint")
+            try:
+                self._storage.write(_CHECKPOINT, Path(archive).read_bytes())
+            finally:
+                Path(archive).unlink()

@@ -1,1 +1,0 @@
-"""Methods to compare with; nothing but the search knows of them."""

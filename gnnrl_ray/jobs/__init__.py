@@ -1,0 +1,4 @@
+"""What people start.
+
+``searching``, ``finetuning`` and a ``sweep``, with ``trackers`` where they are wanted.
+"""

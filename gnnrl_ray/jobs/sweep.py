@@ -1,0 +1,353 @@
+"""Many searches beside each other: Ray Tune over settings of search and agent."""
+
+import io
+import math
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import ray
+from matplotlib.figure import Figure
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler
+from torch import nn
+
+from gnnrl_ray.actors.connection import connected
+from gnnrl_ray.agent.method import AGENT_SETTINGS
+from gnnrl_ray.data import Data
+from gnnrl_ray.errors import InputError
+from gnnrl_ray.jobs.searching import search
+from gnnrl_ray.scoring.outcome import Outcome
+from gnnrl_ray.settings import SearchSettings, unknown_setting
+from gnnrl_ray.source import Source
+from gnnrl_ray.storage import Storage
+
+_DRAWS = ("uniform", "loguniform", "randint", "choice")
+_SEARCH = SearchSettings.names() - {"agent", "address", "wait_for_nodes"}
+_DATA = Source.names()
+Progress = Callable[[dict[str, dict]], None]
+
+
+class SweepError(InputError):
+    """A sweep that cannot be understood, or of which nothing came."""
+
+
+@dataclass
+class Sweep:
+    """What is tried.
+
+    Attributes:
+        search: what all searches have in common: settings of
+            :class:`~gnnrl_ray.source.Source`, of
+            :class:`~gnnrl_ray.settings.SearchSettings` and of ``DDPGConfig.training``.
+        space: names of such settings; a list is tried out in full, ``{"uniform": [a, b]}``
+            and the like of Ray Tune are drawn.
+        samples: how often the whole space is gone through.
+        asha: ``{"grace": episodes, "factor": n}`` stops the worse of the searches early.
+
+    Raises:
+        SweepError: an unknown setting, or one that is both fixed and tried.
+    """
+
+    search: dict[str, Any]
+    space: dict[str, Any]
+    samples: int = 1
+    asha: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (*self.search, *self.space):
+            if name not in _SEARCH | AGENT_SETTINGS | _DATA:
+                raise unknown_setting(name, sorted(_SEARCH | AGENT_SETTINGS))
+        for name in self.space.keys() & (self.search.keys() | _DATA):
+            raise SweepError(f"{name!r} cannot be tried: it is the same in all searches.")
+        for name, values in self.space.items():
+            drawn = (
+                isinstance(values, dict) and len(values) == 1 and set(values) <= {*_DRAWS}
+            )
+            if not (isinstance(values, list) and values) and not drawn:
+                raise SweepError(
+                    f"{name} = {values!r} is neither a list of values nor one of "
+                    + ", ".join(f"{{ {draw} = [...] }}" for draw in _DRAWS)
+                    + "."
+                )
+        self.source  # noqa: B018  both are checked as they are made
+        self.settings()
+        if unknown := set(self.asha) - {"grace", "factor"}:
+            raise SweepError(f"[asha] knows grace and factor, not {unknown.pop()!r}.")
+
+    @classmethod
+    def read(cls, path: Path) -> "Sweep":
+        """Read a TOML file with the tables ``search``, ``space`` and ``asha``.
+
+        Raises:
+            SweepError: it is not that.
+        """
+        try:
+            return cls(**tomllib.loads(path.read_text()))
+        except (tomllib.TOMLDecodeError, TypeError) as error:
+            raise SweepError(f"{path} is not a sweep: {error}.") from error
+
+    @property
+    def source(self) -> Source:
+        """What all searches are about."""
+        return Source(**{key: self.search[key] for key in _DATA & self.search.keys()})
+
+    def settings(self, tried: Mapping[str, Any] | None = None) -> SearchSettings:
+        """Return the settings of a search.
+
+        Args:
+            tried: those of the space, by name.
+        """
+        given = self.search | (tried or {})
+        agent = {name: given[name] for name in AGENT_SETTINGS & given.keys()}
+        own = {name: given[name] for name in _SEARCH & given.keys()}
+        return SearchSettings(**own, agent=agent)
+
+    @property
+    def runners(self) -> int:
+        """Env runners of each search."""
+        return self.settings().env_runners
+
+    @property
+    def episodes(self) -> int:
+        """Episodes of each search."""
+        return self.settings().episodes
+
+    @property
+    def size(self) -> int:
+        """How many searches it is."""
+        lists = (len(v) for v in self.space.values() if isinstance(v, list))
+        return self.samples * math.prod(lists)
+
+    def gpus_per_env_runner(self, gpus: float) -> float:
+        """Return what an env runner has of the ``gpus`` of a search: a share, or whole."""
+        share = gpus / self.runners
+        return share if share < 1 else int(share)
+
+    def param_space(self) -> dict:
+        """Return the space in Ray Tune's terms."""
+        space = {}
+        for name, values in self.space.items():
+            if isinstance(values, list):
+                space[name] = tune.grid_search(values)
+            else:
+                ((draw, bounds),) = values.items()
+                given = (bounds,) if draw == "choice" else bounds
+                space[name] = getattr(tune, draw)(*given)
+        return space
+
+    def resources(self, gpus: float) -> tune.PlacementGroupFactory:
+        """Return what one search takes: itself, and its env runners with their GPUs."""
+        if not self.runners:
+            return tune.PlacementGroupFactory([{"CPU": 1, "GPU": gpus}])
+        each = {
+            "CPU": self.settings().cpus_per_env_runner,
+            "GPU": self.gpus_per_env_runner(gpus),
+        }
+        return tune.PlacementGroupFactory([{"CPU": 1}, *[each] * self.runners])
+
+
+def run_sweep(
+    sweep: Sweep,
+    out: str,
+    *,
+    gpus: float = 0,
+    at_once: int | None = None,
+    address: str | None = None,
+    resume: bool = False,
+    loggers: list[tune.Callback] | None = None,
+    on_progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Run all searches of ``sweep``; those of one sweep share network and data.
+
+    In ``out``: ``results.csv``, ``sweep.png``, what Ray Tune keeps (TensorBoard events,
+    too), and the run directory of each search under ``runs/``.
+
+    Args:
+        sweep: what is tried.
+        out: directory that all nodes see, or a URI.
+        gpus: of all searches that run at a time, and of their env runners.
+        at_once: how many may run at a time; default: as many as there is room for; with
+            ``gpus``, 1.
+        address: of a Ray cluster, see :class:`~gnnrl_ray.settings.SearchSettings`.
+        resume: go on with the sweep in ``out``: finished searches stay, others go on.
+        loggers: callbacks of Ray Tune, such as those of Weights & Biases and MLflow.
+        on_progress: called with the last result of each search by its name.
+
+    Returns:
+        A row for each search: its settings, ``accuracy``, ``episode``, ``error``.
+
+    Raises:
+        SweepError: there is, or is not, a sweep in ``out``; or all searches failed.
+        KeyboardInterrupt: it was interrupted; ``results.csv`` has what there is.
+    """
+    storage = Storage(out)
+    if storage.exists("tuner.pkl") != resume:
+        raise SweepError(
+            f"{out} holds no sweep; leave --resume out." if resume else
+            f"{out} holds a sweep already; go on with --resume, or name another --out."
+        )  # fmt: skip
+    network, data = sweep.source.load()
+    root = str(storage.local.resolve()) if storage.local else str(storage)
+    share = gpus / (at_once or 1)
+    where: dict[str, Any] = {}
+    if sweep.runners:
+        where["gpus_per_env_runner"] = sweep.gpus_per_env_runner(share)
+    elif not share:
+        where["device"] = "cpu"
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which no setting keeps quiet
+    with connected(address):
+        _check_room(sweep, share)
+        trainable = tune.with_resources(
+            tune.with_parameters(
+                partial(_trial, sweep=sweep, where=where, root=root),
+                network=network, data=data,
+            ),
+            sweep.resources(share),
+        )  # fmt: skip
+        tuner = _tuner(sweep, trainable, root, at_once or (1 if gpus else None), resume,
+                       [*(loggers or []), _Watch()])  # fmt: skip
+        _Watch.on_progress, _Watch.over = on_progress, True
+        results = tuner.fit()
+    table = pd.DataFrame(
+        {
+            **dict(result.config or {}),
+            "accuracy": (result.metrics or {}).get("accuracy"),
+            "episode": (result.metrics or {}).get("episode", 0),
+            "error": (str(result.error or "").strip().splitlines() or [""])[-1],
+            "run": f"runs/{(result.metrics or {}).get('trial_id')}",
+        }
+        for result in results
+    ).sort_values("accuracy", ascending=False, ignore_index=True)
+    storage.write("results.csv", table.to_csv(index=False).encode())
+    if not _Watch.over:
+        raise KeyboardInterrupt  # which Ray Tune takes for a reason to end well
+    if not table["accuracy"].notna().to_numpy().any():
+        raise SweepError(f"all searches failed, the first with: {table['error'][0]}")
+    storage.write("sweep.png", _draw(sweep, [r.metrics_dataframe for r in results], table))
+    return table
+
+
+def _check_room(sweep: Sweep, gpus: float) -> None:
+    """Ray Tune would wait in silence for what a cluster does not have."""
+    have = ray.cluster_resources()
+    for kind, needed in sweep.resources(gpus).required_resources.items():
+        if needed > have.get(kind, 0) + 1e-6:
+            raise SweepError(
+                f"one search takes {needed:g} {kind}s (1 for itself, the others for its "
+                f"{sweep.runners} env runners), and the cluster has {have.get(kind, 0):g}: "
+                "lower env_runners or cpus_per_env_runner in [search], or --gpus."
+            )
+
+
+def _trial(
+    config: dict, network: nn.Module, data: Data, sweep: Sweep, where: dict, root: str
+) -> None:
+    """Run one search of a sweep, or go on with it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    settings = replace(sweep.settings(config), **where)
+    out = f"{root}/runs/{tune.get_context().get_trial_id()}"
+
+    def report(done: int, best: Outcome | None) -> None:
+        # After the last, Ray Tune may end a search before it has saved its winner.
+        if best is not None and done < settings.episodes:
+            tune.report({"episode": done, "accuracy": best.accuracy, "macs": best.macs})
+
+    resume = Storage(out).exists("run.json")
+    best = search(network, data, settings, out=out, resume=resume, source=sweep.source,
+                  on_episode=report)  # fmt: skip
+    tune.report(
+        {"episode": settings.episodes, "accuracy": best.accuracy, "macs": best.macs}
+    )
+
+
+def _tuner(
+    sweep: Sweep, trainable: Any, root: str, at_once: int | None, resume: bool,
+    callbacks: list[tune.Callback],
+) -> tune.Tuner:  # fmt: skip
+    if resume:
+        return tune.Tuner.restore(root, trainable, resume_unfinished=True,
+                                  resume_errored=True)  # fmt: skip
+    scheduler = None
+    if sweep.asha:
+        scheduler = ASHAScheduler(
+            time_attr="episode",
+            max_t=sweep.episodes,
+            grace_period=sweep.asha.get("grace", 30),
+            reduction_factor=sweep.asha.get("factor", 3),
+        )
+    parent, _, name = root.rpartition("/")
+    return tune.Tuner(
+        trainable,
+        param_space=sweep.param_space(),
+        tune_config=tune.TuneConfig(
+            metric="accuracy", mode="max", num_samples=sweep.samples, scheduler=scheduler,
+            max_concurrent_trials=at_once,
+        ),
+        run_config=tune.RunConfig(
+            name=name, storage_path=parent, verbose=0, callbacks=callbacks
+        ),
+    )  # fmt: skip
+
+
+class _Watch(tune.Callback):
+    """Passes on the last results.
+
+    Ray Tune pickles it, and makes one of that when a sweep is restored: so whom it tells,
+    and whether all searches are over, is kept here, not there.
+    """
+
+    on_progress: ClassVar[Progress | None] = None
+    over: ClassVar[bool] = True
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        _Watch.over = all(trial.is_finished() for trial in trials)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any
+    ) -> None:
+        if _Watch.on_progress is not None:
+            last = {t.trial_id: t.last_result or {} for t in trials}
+            last[trial.trial_id] = result
+            _Watch.on_progress({i: r for i, r in last.items() if "episode" in r})
+
+
+def _draw(sweep: Sweep, histories: list[pd.DataFrame | None], table: pd.DataFrame) -> bytes:
+    """Draw the best accuracy by episode, and the last by each setting that was tried."""
+    names = list(sweep.space)
+    count = 1 + len(names)
+    figure = Figure(figsize=(4 * count, 3.6), layout="constrained")
+    axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+    for history in histories:
+        if history is not None and "episode" in history:
+            axes[0].plot(history["episode"], 100 * history["accuracy"], lw=1)
+    axes[0].set(xlabel="episode", ylabel="best validation accuracy in %")
+    for name, axis in zip(names, axes[1:], strict=True):
+        values = table[name]
+        if not pd.api.types.is_numeric_dtype(values):
+            values = values.astype(str)
+        axis.plot(values, 100 * table["accuracy"], "o", alpha=0.7)
+        axis.set(xlabel=name.replace("_", " "))
+        bounds = sweep.space[name]
+        if isinstance(bounds, dict) and "loguniform" in bounds:
+            axis.set_xscale("log")
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
+    return picture.getvalue()
+
+
+def over_seeds(sweep: Sweep, table: pd.DataFrame) -> pd.DataFrame:
+    """Return mean, standard deviation and number of accuracies of equal settings."""
+    names = [name for name in sweep.space if name != "seed"]
+    accuracies = table.dropna(subset="accuracy")
+    if not names:
+        return accuracies["accuracy"].agg(["mean", "std", "count"]).to_frame().T
+    grouped = accuracies.groupby(names, sort=False)["accuracy"]
+    found = grouped.agg(["mean", "std", "count"]).reset_index()
+    return found.sort_values("mean", ascending=False, ignore_index=True)

@@ -1,0 +1,101 @@
+"""What a candidate costs, in closed form from its widths.
+
+Axis letters: G prunable groups, L layers (convolutions and linear layers), O operations.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gnnrl_ray.tracing.groups import ChannelGroups
+from gnnrl_ray.tracing.operations import FIXED
+
+
+class Costs:
+    """Counts of the pruned network as functions of ``widths`` int [..., G].
+
+    A layer's input and output channels are linear in the widths, so multiply-accumulates
+    and weights are sums of products of two linear forms: exact, without building anything.
+
+    Args:
+        groups: of the network.
+
+    Attributes:
+        groups: of the network.
+        dense: multiply-accumulates of the dense network.
+    """
+
+    def __init__(self, groups: ChannelGroups) -> None:
+        self.groups = groups
+        layers = groups.layers
+        self._inputs = self._forms([None if op.depthwise else op.inputs for op in layers])
+        self._outputs = self._forms([op.outputs for op in layers])
+        self._divisors = np.array([1 if op.depthwise else op.groups for op in layers], int)
+        self._scales = np.array([op.kernel * op.uses for op in layers], int)
+        trained = [layout for layout in groups.layouts.values() if layout.trained]
+        rows = self._forms([layout.rows for layout in trained])
+        columns = self._forms([layout.columns for layout in trained])
+        sizes = np.array([layout.size / layout.groups for layout in trained])
+        self._channels = self._forms([op.outputs for op in groups.operations])
+        # Sums over layers, made once: widths' @ form @ widths.
+        scales = self._scales / self._divisors
+        self._macs = (self._inputs * scales[:, None]).T @ self._outputs
+        self._params = (rows * sizes[:, None]).T @ columns
+        # Of outputs whose channels are alike, only the largest matters.
+        areas = np.array([op.size for op in groups.operations])
+        forms, like = np.unique(self._channels, axis=0, return_inverse=True)
+        largest = np.zeros(len(forms))
+        np.maximum.at(largest, like.ravel(), areas)
+        self._activations = forms * largest[:, None]
+        self.dense = int(self.macs(groups.widths))
+
+    def _forms(self, channels: Sequence[np.ndarray | None]) -> np.ndarray:
+        """float64 [L, G + 1]: channels per kept channel of each group; last, the fixed.
+
+        ``None`` stands for a constant one. Products of such forms with widths are whole
+        numbers below 2^53, hence exact, and matrix products of floats are far faster.
+        """
+        form = np.zeros((len(channels), len(self.groups.widths) + 1), np.int64)
+        for row, numbers in zip(form, channels, strict=True):
+            if numbers is None:
+                row[-1] = 1
+                continue
+            group = self.groups.group_of(numbers)
+            row[:-1] = np.bincount(group[group >= 0], minlength=len(row) - 1)
+            row[:-1] //= self.groups.widths
+            row[-1] = (numbers == FIXED).sum()
+        return form.astype(np.float64)
+
+    def _ones(self, widths: np.ndarray) -> np.ndarray:
+        """float64 [..., G + 1]: widths, and a one for what is fixed."""
+        ones = np.ones((*np.shape(widths)[:-1], len(self.groups.widths) + 1))
+        ones[..., :-1] = widths
+        return ones
+
+    def layer_macs(self, widths: np.ndarray) -> np.ndarray:
+        """Return int64 [..., L]: multiply-accumulates of each layer for one image."""
+        ones = self._ones(widths)
+        products = (ones @ self._inputs.T) * (ones @ self._outputs.T) / self._divisors
+        return _whole(products * self._scales)
+
+    def macs(self, widths: np.ndarray) -> np.ndarray:
+        """Return int64 [...]: multiply-accumulates of one image, without biases."""
+        ones = self._ones(widths)
+        return _whole((ones @ self._macs * ones).sum(-1)) + self.groups.fixed_macs
+
+    def params(self, widths: np.ndarray) -> np.ndarray:
+        """Return int64 [...]: trainable parameters, each once however often it is used."""
+        ones = self._ones(widths)
+        return _whole((ones @ self._params * ones).sum(-1)) + self.groups.fixed_params
+
+    def channels(self, widths: np.ndarray) -> np.ndarray:
+        """Return int64 [..., O]: output channels of each of the O operations."""
+        return _whole(self._ones(widths) @ self._channels.T)
+
+    def activations(self, widths: np.ndarray) -> np.ndarray:
+        """Return int64 [...]: numbers in the largest of all outputs, for one image."""
+        return _whole((self._ones(widths) @ self._activations.T).max(-1))
+
+
+def _whole(numbers: np.ndarray) -> np.ndarray:
+    return np.rint(numbers).astype(np.int64)

@@ -1,0 +1,178 @@
+"""Which channels matter: a ranking of every group, so that narrower candidates nest.
+
+Axis letters: G prunable groups, C channels of one group, K numbers of one channel.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from gnnrl_ray.errors import InputError
+from gnnrl_ray.tracing.groups import ChannelGroups
+from gnnrl_ray.tracing.operations import Operation
+from gnnrl_ray.tracing.symbolic import evaluating
+
+Batch = tuple[Tensor, Tensor]
+
+# From the weights of a group's filters [C, K] to scores [C].
+_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "l1": lambda weights: weights.abs().sum(1),
+    "l2": lambda weights: weights.norm(dim=1),
+    # How far a filter is from all others: https://arxiv.org/abs/1811.00250
+    "median": lambda weights: torch.cdist(weights, weights).sum(1),
+}
+IMPORTANCES = (*_WEIGHTS, "bn", "taylor", "random")
+
+
+def rank(
+    network: nn.Module,
+    groups: ChannelGroups,
+    importance: str = "l2",
+    seed: int = 0,
+    batch: Batch | None = None,
+) -> tuple[np.ndarray, ...]:
+    """Order the channels of every group from most to least important.
+
+    A channel's weights are those of all filters that make it, over all layers of its
+    group, so that layers of one residual stream are ranked as one. In a group with a step,
+    every so many channels divide evenly among the parts that must stay balanced.
+
+    Args:
+        network: the dense network.
+        groups: of that network.
+        importance: ``l1`` or ``l2`` norm of a channel's weights; ``median``, their
+            distance from all other channels'; ``bn``, the scale of its normalisation
+            (``l2`` where there is none); ``taylor``, how much the loss changes with it to
+            first order (https://arxiv.org/abs/1906.10771); ``random``.
+        seed: for ``random``.
+        batch: images [B, C, H, W] and labels [B], for ``taylor``.
+
+    Returns:
+        G arrays, int64 [C] each: a permutation of 0 .. C - 1.
+
+    Raises:
+        InputError: unknown importance, or ``taylor`` without a batch.
+    """
+    if importance not in IMPORTANCES:
+        raise InputError(
+            f"unknown importance {importance!r}; known: {', '.join(IMPORTANCES)}."
+        )
+    scores = _scores(network, groups, importance, seed, batch)
+    return tuple(
+        _order(score.double().cpu().numpy(), parts)
+        for score, parts in zip(scores, groups.parts, strict=True)
+    )
+
+
+def _scores(
+    network: nn.Module, groups: ChannelGroups, importance: str, seed: int, batch
+) -> list[Tensor]:
+    tensors = {
+        name: network.get_parameter(name).detach()
+        for name, layout in groups.layouts.items()
+        if layout.trained
+    }
+    if importance == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.rand(width, generator=generator) for width in groups.widths.tolist()]
+    if importance == "taylor":
+        if batch is None:
+            raise InputError("importance 'taylor' needs a batch of images and labels.")
+        slopes = _slopes(network, tensors, batch)
+        products = {name: tensor * slopes[name] for name, tensor in tensors.items()}
+        return [rows.sum(1).square() for rows in _filters(groups, products)]
+    if importance == "bn":
+        norms = _scales(groups, tensors)
+        weights = [_WEIGHTS["l2"](rows) for rows in _filters(groups, tensors)]
+        return [
+            weight if norm is None else norm
+            for norm, weight in zip(norms, weights, strict=True)
+        ]
+    return [_WEIGHTS[importance](rows) for rows in _filters(groups, tensors)]
+
+
+def _slopes(network: nn.Module, tensors: dict, batch: Batch) -> dict[str, Tensor]:
+    """The loss's gradient with respect to each of ``tensors``, on one batch."""
+    images, labels = batch
+    parameters = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
+    some = next(iter(parameters.values()))
+    with evaluating(network), torch.enable_grad():
+        logits = torch.func.functional_call(
+            network, parameters, (images.to(some.device, some.dtype),)
+        )
+        loss = F.cross_entropy(logits, labels.to(some.device))
+        found = torch.autograd.grad(
+            loss, list(parameters.values()), allow_unused=True, materialize_grads=True
+        )
+    return dict(zip(parameters, found, strict=True))
+
+
+def _filters(groups: ChannelGroups, tensors: dict[str, Tensor]) -> list[Tensor]:
+    """[C, K] for each group: all filters that make a channel, side by side."""
+    made: list[dict[str, Tensor]] = [{} for _ in groups.names]
+    for op in groups.layers:
+        if op.depthwise:
+            continue
+        filters = _by_output(op, tensors[op.weight])
+        for g, rows in _by_group(groups, op.outputs, filters):
+            made[g].setdefault(op.weight, rows)
+    return [torch.cat(list(rows.values()), 1) for rows in made]
+
+
+def _by_output(op: Operation, weight: Tensor) -> Tensor:
+    """Return the filters of a layer, [C_out, K]."""
+    if op.transposed:
+        weight = weight.unflatten(0, (op.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight.flatten(1).float().cpu()
+
+
+def _by_group(groups: ChannelGroups, channels: np.ndarray, rows: Tensor):
+    """Yield each group among ``channels`` with its rows [C, K], a channel's in one."""
+    owner = groups.group_of(channels)
+    for g in np.unique(owner[owner >= 0]).tolist():
+        at = np.flatnonzero(owner == g)
+        order = at[np.argsort(channels[at], kind="stable")]
+        yield g, rows[order].reshape(groups.widths[g], -1)
+
+
+def _scales(groups: ChannelGroups, tensors: dict) -> list[Tensor | None]:
+    """[C] for each group: the scales of all normalisations of a channel, or None."""
+    found: list[Tensor | None] = [None] * len(groups.names)
+    for op in groups.operations:
+        name = f"{op.module}.weight"
+        if op.kind == "norm" and name in tensors:
+            scale = tensors[name].abs().float().cpu()[:, None]
+            for g, rows in _by_group(groups, op.outputs, scale):
+                before = found[g]
+                found[g] = rows.sum(1) if before is None else before + rows.sum(1)
+    return found
+
+
+def _order(score: np.ndarray, parts: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Order channels so that every so many of them balance ``parts``.
+
+    Channels join the part they are in, in one division, to that in the other: a regular
+    bipartite graph, which is a union of perfect matchings (König). Taken best first, they
+    nest, and each is balanced.
+    """
+    order = np.argsort(-score, kind="stable")
+    if not parts:
+        return order
+    rows, columns = parts[0][order], parts[-1][order]
+    count = rows.max() + 1
+    taken = []
+    left = np.ones(len(order), bool)
+    while left.any():
+        loss = np.full((count, count), np.inf)
+        which = np.empty((count, count), int)
+        for i in np.flatnonzero(left)[::-1]:  # the best of each pair of parts last
+            which[rows[i], columns[i]] = i
+            loss[rows[i], columns[i]] = -score[order[i]]
+        matched = np.sort(which[linear_sum_assignment(loss)])
+        left[matched] = False
+        taken.append(order[matched])
+    return np.concatenate(taken)

@@ -1,0 +1,240 @@
+"""The network without the channels that are not kept: removed, or silenced.
+
+Axis letters: G prunable groups, C channels of one group.
+"""
+
+import copy
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from gnnrl_ray.pruning.importance import Batch, rank
+from gnnrl_ray.tracing.groups import ChannelGroups
+from gnnrl_ray.tracing.operations import (
+    FIXED,
+    RESHAPES,
+    ZERO,
+    Layout,
+    Operation,
+    select_channels,
+)
+from gnnrl_ray.tracing.symbolic import get_tensor
+
+
+def keep(ranking: Iterable[np.ndarray], widths: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the ``widths`` best channels of each group, G sorted int64 arrays."""
+    return tuple(
+        np.sort(order[:width]) for order, width in zip(ranking, widths, strict=True)
+    )
+
+
+def prune(
+    network: nn.Module,
+    groups: ChannelGroups,
+    widths: np.ndarray,
+    importance: str = "l2",
+    seed: int = 0,
+    batch: Batch | None = None,
+) -> fx.GraphModule:
+    """Return a physically smaller copy of ``network`` with ``widths`` channels.
+
+    Args:
+        network: the dense network; left as it is.
+        groups: of that network.
+        widths: int [G], channels to keep.
+        importance: of :data:`~gnnrl_ray.pruning.importance.IMPORTANCES`: which those are.
+        seed: for ``random`` importance.
+        batch: images [B, C, H, W] and labels [B], for ``taylor`` importance.
+
+    Raises:
+        InputError: widths out of range, or an unknown importance.
+    """
+    widths = groups.check_widths(widths)
+    ranking = rank(network, groups, importance, seed, batch)
+    return remove(network, groups, keep(ranking, widths))
+
+
+def mask(
+    network: nn.Module,
+    groups: ChannelGroups,
+    widths: np.ndarray,
+    importance: str = "l2",
+    seed: int = 0,
+    batch: Batch | None = None,
+) -> fx.GraphModule:
+    """Return a copy of ``network`` with the same channels silenced: equal outputs.
+
+    Takes what :func:`prune` takes. Shapes stay; every layer reads zeros from dropped
+    channels, after normalisation and activation, as if they were not there.
+    """
+    widths = groups.check_widths(widths)
+    ranking = rank(network, groups, importance, seed, batch)
+    return silence(network, groups, keep(ranking, widths))
+
+
+def flags_of(groups: ChannelGroups, kept: Iterable[np.ndarray]) -> np.ndarray:
+    """Bool [channels + 1]: kept or not; the last entry serves ``FIXED``."""
+    flags = np.zeros(groups.offsets[-1] + 1, bool)
+    flags[FIXED] = True
+    for offset, index in zip(groups.offsets, kept, strict=False):
+        flags[offset + np.asarray(index)] = True
+    return flags
+
+
+def remove(
+    network: nn.Module, groups: ChannelGroups, kept: Iterable[np.ndarray]
+) -> fx.GraphModule:
+    """Return a copy of ``network`` that has only the channels ``kept`` (see :func:`keep`).
+
+    It is a ``torch.fx`` graph over modules of the same names and types, so its state
+    dict has the dense network's keys, and it trains, copies and exports like any module.
+    """
+    flags = flags_of(groups, kept)
+    graph = groups.graph_of(network)
+    smaller: dict[int, object] = {}  # where ``copy.deepcopy`` looks for copies
+    for name, layout in groups.layouts.items():
+        tensor = get_tensor(graph, name)
+        part = _part(tensor.detach(), layout, flags)
+        if isinstance(tensor, nn.Parameter):
+            part = nn.Parameter(part, tensor.requires_grad)
+        smaller[id(tensor)] = part
+    result = copy.deepcopy(graph, smaller)
+    nodes = {node.name: node for node in result.graph.nodes}
+    for op in groups.operations:
+        before = (len(op.inputs), len(op.outputs))
+        after = (int(flags[op.inputs].sum()), int(flags[op.outputs].sum()))
+        if before == after:
+            continue
+        node = nodes[op.name]
+        if op.kind == "select":
+            nodes[op.name] = _reselect(result, node, nodes[op.source], op, flags)
+        elif op.kind == "reshape":
+            _reshape(node, op, after[1])
+        elif node.op == "call_module":
+            _resize(result.get_submodule(str(node.target)), before, after, op)
+        elif op.depthwise:
+            _regroup(node, after[0])
+    result.graph.eliminate_dead_code()
+    result.recompile()
+    return result
+
+
+def _part(tensor: Tensor, layout: Layout, flags: np.ndarray) -> Tensor:
+    """Return the part of ``tensor`` that belongs to kept channels."""
+    rows = torch.from_numpy(flags[layout.rows]).to(tensor.device)
+    if layout.columns is None:
+        return tensor.index_select(layout.axis, rows.nonzero()[:, 0])
+    columns = torch.from_numpy(flags[layout.columns]).to(tensor.device)
+    blocks = zip(*(t.chunk(layout.groups) for t in (tensor, rows, columns)), strict=True)
+    return torch.cat([block[r][:, c] for block, r, c in blocks])
+
+
+def _resize(
+    module: nn.Module, before: tuple[int, int], after: tuple[int, int], op: Operation
+) -> None:
+    """Let ``module`` say of itself what it has become."""
+    inputs, outputs = after
+    match op.kind, module:
+        case "conv", _:
+            module.in_channels, module.out_channels = inputs, outputs
+            if op.depthwise:
+                module.groups = inputs
+        case "linear", _:
+            module.in_features, module.out_features = inputs, outputs
+        case "norm", nn.GroupNorm():
+            module.num_groups = module.num_groups * outputs // before[1]
+            module.num_channels = outputs
+        case "norm", _:
+            module.num_features = outputs
+        case "activation", nn.PReLU() if module.num_parameters > 1:
+            module.num_parameters = outputs
+
+
+def _regroup(node: fx.Node, channels: int) -> None:
+    """Rewrite the number of groups where a depth-wise convolution spells it out."""
+    at = 6  # of ``groups`` in F.conv2d and F.conv_transpose2d alike
+    if len(node.args) > at and isinstance(node.args[at], int):
+        node.update_arg(at, channels)
+    elif isinstance(node.kwargs.get("groups"), int):
+        node.update_kwarg("groups", channels)
+
+
+def _reshape(node: fx.Node, op: Operation, channels: int) -> None:
+    """Rewrite the number of channels where a shape spells it out."""
+    if node.target not in (*RESHAPES, "expand"):
+        return
+    flat = not isinstance(node.args[1], tuple | list)
+    sizes = list(node.args[1:] if flat else node.args[1])
+    if isinstance(sizes[op.axis], int) and sizes[op.axis] != -1:
+        sizes[op.axis] = channels
+        node.args = (node.args[0], *(sizes if flat else [tuple(sizes)]))
+
+
+def _reselect(
+    graph: fx.GraphModule, node: fx.Node, source: fx.Node, op: Operation, flags: np.ndarray
+) -> fx.Node:
+    """Let a selection of channels pick from what was kept, for what was kept."""
+    there = flags[op.inputs]
+    position = np.where(there, np.cumsum(there) - 1, ZERO)
+    assert op.taken is not None
+    taken = op.taken[flags[op.outputs]]
+    index = np.where(taken == ZERO, ZERO, position[taken])
+    with graph.graph.inserting_before(node):
+        if not op.padded and (np.diff(index) == 1).all():
+            arguments = (source, op.axis, int(index[0]), len(index))
+            selected = graph.graph.call_method("narrow", arguments)
+        else:
+            constant = _constant(graph, f"taken_{op.name}", torch.from_numpy(index))
+            if op.padded:
+                arguments = (source, constant)
+                selected = graph.graph.call_function(select_channels, arguments)
+            else:
+                arguments = (source, op.axis, constant)
+                selected = graph.graph.call_method("index_select", arguments)
+    node.replace_all_uses_with(selected)
+    graph.graph.erase_node(node)
+    selected.name = op.name
+    return selected
+
+
+def _constant(graph: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
+    """Insert ``value`` as a buffer that moves with the network but is not saved."""
+    device = next(graph.parameters()).device
+    graph.register_buffer(name, value.to(device), persistent=False)
+    return graph.graph.get_attr(name)
+
+
+def silence(
+    network: nn.Module, groups: ChannelGroups, kept: Iterable[np.ndarray]
+) -> fx.GraphModule:
+    """Return a copy of ``network`` in which only ``kept`` channels are read."""
+    flags = flags_of(groups, kept)
+    graph = copy.deepcopy(groups.graph_of(network))
+    readers = [op for op in groups.operations if op.weight is not None or op.padded]
+    for op, mask in insert_masks(graph, readers):
+        mask.copy_(torch.from_numpy(flags[op.inputs]).view(mask.shape))
+    return graph
+
+
+def insert_masks(
+    graph: fx.GraphModule, readers: Iterable[Operation]
+) -> list[tuple[Operation, Tensor]]:
+    """Let ``readers`` read their inputs times a mask; return each with its own, of ones."""
+    nodes = {node.name: node for node in graph.graph.nodes}
+    dtype = next(graph.parameters()).dtype
+    masks = []
+    for op in readers:
+        node = nodes[op.name]
+        source = node.all_input_nodes[0]
+        # As many axes follow a layer's inputs as its kernel has.
+        kernel = 2 if op.weight is None else get_tensor(graph, op.weight).dim() - 2
+        ones, name = torch.ones(len(op.inputs), *[1] * kernel, dtype=dtype), op.name
+        with graph.graph.inserting_before(node):
+            constant = _constant(graph, f"mask_{name}", ones)
+            masked = graph.graph.call_function(torch.mul, (source, constant))
+        node.replace_input_with(source, masked)
+        masks.append((op, graph.get_buffer(f"mask_{name}")))
+    graph.recompile()
+    return masks

@@ -1,0 +1,289 @@
+"""The run directory: settings, journal, winner and weights of one search.
+
+``run.json`` settings, versions, hardware and how candidates are evaluated;
+``journal.jsonl`` every outcome; ``best.json`` the winner; ``pruned.safetensors`` its
+weights, ``finetuned.safetensors`` after fine-tuning; ``checkpoint.zip`` the agent. The
+directory may be behind any URI that fsspec knows.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from gnnrl_ray.errors import InputError
+from gnnrl_ray.pruning.budget import Budget
+from gnnrl_ray.pruning.removal import remove
+from gnnrl_ray.run.journal import Journal
+from gnnrl_ray.scoring.evaluation import EvaluationMode
+from gnnrl_ray.settings import SearchSettings
+from gnnrl_ray.source import Source
+from gnnrl_ray.storage import Storage
+from gnnrl_ray.tracing.groups import ChannelGroups, trace
+from gnnrl_ray.zoo import build_network, is_ours
+from gnnrl_ray.zoo.weights import load_weights, save_weights
+
+_PACKAGES = ("gnnrl-ray", "ray", "torch", "torch-geometric", "numpy")
+
+
+class RunError(InputError):
+    """A run directory that is in the way, missing or incomplete."""
+
+
+class Run:
+    """An open run directory.
+
+    Attributes:
+        storage: where it is.
+        settings: of the search.
+        source: what network and data were loaded from.
+        classes: of the data set.
+        mode: how its candidates are evaluated, once that is known.
+        journal: its outcomes.
+    """
+
+    def __init__(self, storage: Storage, facts: Mapping[str, Any]) -> None:
+        self.storage = storage
+        self.settings = SearchSettings.from_dict(facts["settings"])
+        self.source = Source.from_dict(facts["source"])
+        self.classes = facts["classes"]
+        mode = facts.get("evaluation")
+        self.mode = EvaluationMode(**mode) if mode else None
+        self._facts = dict(facts)
+        self.journal = Journal(f"{storage}/journal.jsonl")
+
+    @classmethod
+    def create(
+        cls,
+        where: Path | str,
+        settings: SearchSettings,
+        source: Source,
+        classes: int,
+        overwrite: bool = False,
+    ) -> "Run":
+        """Make the directory.
+
+        Raises:
+            RunError: it exists and may not be overwritten.
+        """
+        storage = Storage(where)
+        if overwrite and storage.exists("run.json"):
+            storage.delete()
+        if storage.exists():
+            raise RunError(
+                f"{storage} is there already; continue it with --resume {storage}, "
+                "replace it with --overwrite, or name another with --out."
+            )
+        facts = {
+            "settings": settings.to_dict(),
+            "source": source.to_dict(),
+            "classes": classes,
+            "versions": {name: version(name) for name in _PACKAGES}
+            | {"python": platform.python_version()},
+            "hardware": {
+                "cpu": platform.processor() or platform.machine(),
+                "cores": os.cpu_count(),
+                "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            },
+        }
+        _write_json(storage, "run.json", facts)
+        run = cls(storage, facts)
+        run.settings = settings  # those that are not kept, too
+        return run
+
+    @classmethod
+    def open(cls, where: Path | str) -> "Run":
+        """Open a directory that a search has made.
+
+        Raises:
+            RunError: there is none.
+        """
+        storage = Storage(where)
+        facts = _read_json(storage, "run.json")
+        try:
+            if "data" in facts:
+                facts = _of_old(facts)
+            return cls(storage, facts)
+        except KeyError as error:
+            raise RunError(f"{storage}/run.json is of another kind: no {error}.") from None
+
+    def continue_with(
+        self,
+        changes: Mapping[str, Any],
+        source: Mapping[str, Any] | None = None,
+        classes: int | None = None,
+    ) -> None:
+        """Take over, and keep, what may change when a run goes on.
+
+        Args:
+            changes: settings of the search by name.
+            source: settings of the source by name.
+            classes: of the data set, where that has been loaded.
+
+        Raises:
+            InputError: something else is not what the run was started with.
+        """
+        self.settings = self.settings.continued(changes, str(self.storage))
+        self.source = self.source.continued(source or {}, str(self.storage))
+        if classes not in (None, self.classes):
+            raise RunError(
+                f"{self.storage} was started with {self.classes} classes, not {classes}."
+            )
+        self._keep(settings=self.settings.to_dict(), source=self.source.to_dict())
+
+    def evaluate_with(self, mode: EvaluationMode) -> None:
+        """Keep how candidates are evaluated, so that a resumed run goes on with it."""
+        self.mode = mode
+        self._keep(evaluation=asdict(mode))
+
+    def _keep(self, **facts: Any) -> None:
+        if facts.items() <= self._facts.items():
+            return
+        self._facts |= facts
+        _write_json(self.storage, "run.json", self._facts)
+
+    def write_best(self, budget: Budget, kept: tuple[np.ndarray, ...]) -> None:
+        """Write ``best.json`` of the best outcome so far.
+
+        Args:
+            budget: of the search.
+            kept: the channels that the best one keeps.
+        """
+        best = self.journal.best()
+        assert best is not None, "nothing has been scored"
+        episode, outcome = best
+        groups, dense = budget.groups, budget.costs.dense
+        settings = self.settings
+        self.write_json(
+            "best.json",
+            {
+                "network": self.source.network,
+                "dataset": self.source.dataset,
+                "validation": self.source.validation,
+                "classes": self.classes,
+                "method": settings.method,
+                "seed": settings.seed,
+                "finetune": settings.finetune,
+                "budget": budget.usage(np.array(outcome.widths)),
+                "trace": settings.tracing,
+                "episode": episode,
+                "groups": dict(zip(groups.names, outcome.widths, strict=True)),
+                "dense": dict(zip(groups.names, groups.widths.tolist(), strict=True)),
+                "macs": outcome.macs,
+                "macs_dense": dense,
+                "macs_ratio": outcome.macs / dense,
+                "params": outcome.params,
+                "params_dense": int(budget.costs.params(groups.widths)),
+                "accuracy": outcome.accuracy,
+                "error": 1 - outcome.accuracy,
+                "reward": outcome.reward,
+                "kept": {
+                    name: index.tolist()
+                    for name, index in zip(groups.names, kept, strict=True)
+                },
+                "input_shape": list(groups.input_shape),
+            },
+        )
+
+    def best(self) -> dict:
+        """Return ``best.json``.
+
+        Raises:
+            RunError: there is none yet.
+        """
+        best = _read_json(self.storage, "best.json")
+        if not isinstance(best.get("budget"), dict):  # of a version before 0.1.0
+            best["budget"] = {
+                "flops": {
+                    "cost": best["macs"],
+                    "allowed": best["budget"] * best["macs_dense"],
+                    "dense": best["macs_dense"],
+                    "unit": "multiply-accumulates",
+                }
+            }
+        return best
+
+    def write_json(self, name: str, content: dict) -> None:
+        """Write ``content`` to the file ``name``, whole or not at all."""
+        _write_json(self.storage, name, content)
+
+    def save_network(self, name: str, network: nn.Module) -> None:
+        """Write the state dict of ``network`` as ``name``.safetensors."""
+        save_weights(network, f"{self.storage}/{name}.safetensors")
+
+
+def _of_old(facts: dict) -> dict:
+    """Return what the ``run.json`` of a version before 0.1.0 says, in today's words."""
+    settings, data = facts["settings"], facts["data"]
+    source = {
+        "network": settings["name"],
+        "weights": settings["weights"],
+        "data_dir": settings["data_dir"],
+        "dataset": data["dataset"],
+        "validation": data["validation"],
+    }
+    rest = {key: value for key, value in facts.items() if key != "data"}
+    return rest | {"source": source, "classes": data["classes"]}
+
+
+def load_pruned(
+    where: Path | str, network: nn.Module | None = None, weights: str | None = None
+) -> fx.GraphModule:
+    """Rebuild the winner of the run in ``where``, in evaluation mode.
+
+    Args:
+        where: a run directory, or its URI.
+        network: the dense architecture, trained or not, where the run's network is
+            neither of the zoo nor torchvision's: no code is run because a file names it.
+        weights: ``pruned`` or ``finetuned``; default: ``finetuned`` if there.
+
+    Raises:
+        RunError: the directory lacks what is needed.
+        WeightsError: the weights are damaged.
+    """
+    storage = Storage(where)
+    best = _read_json(storage, "best.json")
+    if network is None:
+        if best["network"] is None or not is_ours(best["network"]):
+            raise RunError(f"the network of {storage} is your own; pass `network`.")
+        size = best["input_shape"][-1]
+        network = build_network(best["network"], best["classes"], size)
+    groups = trace(network, tuple(best["input_shape"]), **best.get("trace", {}))
+    return rebuild(storage, network, groups, weights)
+
+
+def rebuild(
+    storage: Storage,
+    network: nn.Module,
+    groups: ChannelGroups,
+    weights: str | None = None,
+) -> fx.GraphModule:
+    """Do what :func:`load_pruned` does, with a network that has been traced."""
+    kept = _read_json(storage, "best.json")["kept"]
+    smaller = remove(network, groups, tuple(np.array(kept[name]) for name in groups.names))
+    if weights is None:
+        there = storage.exists("finetuned.safetensors")
+        weights = "finetuned" if there else "pruned"
+    load_weights(smaller, f"{storage}/{weights}.safetensors")
+    return smaller.eval()
+
+
+def _write_json(storage: Storage, name: str, content: dict) -> None:
+    storage.write(name, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _read_json(storage: Storage, name: str) -> dict:
+    try:
+        return json.loads(storage.read(name))
+    except FileNotFoundError as error:
+        raise RunError(f"{storage} is not a finished run: no {name}.") from error
+    except ValueError as error:
+        raise RunError(f"{storage}/{name} is damaged: {error}.") from error

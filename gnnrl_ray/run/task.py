@@ -1,0 +1,73 @@
+"""A search at work: what every method of search is given."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gnnrl_ray.errors import EpisodeError
+from gnnrl_ray.run.directory import Run
+from gnnrl_ray.run.journal import EpisodeRecord
+from gnnrl_ray.scoring.objective import Objective
+from gnnrl_ray.scoring.outcome import Outcome
+from gnnrl_ray.settings import SearchSettings
+
+_HOPELESS = 10  # failed episodes in a row
+
+OnEpisode = Callable[[int, Outcome | None], None]
+# What each actor does and for how many seconds, and how many episodes have failed.
+OnStatus = Callable[[dict[int, tuple[str, float]], int], None]
+
+
+@dataclass
+class Task:
+    """Candidates to find for one run.
+
+    Attributes:
+        objective: scores them.
+        run: its settings say how, its journal what is known.
+        on_episode: called with the number of episodes that are over, and the best outcome
+            so far, if there is one.
+        on_status: called a few times a second where episodes are elsewhere.
+    """
+
+    objective: Objective
+    run: Run
+    on_episode: OnEpisode | None = None
+    on_status: OnStatus | None = None
+    _failed_in_a_row: int = field(default=0, init=False)
+
+    @property
+    def settings(self) -> SearchSettings:
+        """Of the search."""
+        return self.run.settings
+
+    def record(self, episode: int, record: EpisodeRecord) -> None:
+        """Write down what became of an episode, before anything follows from it.
+
+        Raises:
+            EpisodeError: one episode after the other has failed.
+        """
+        journal = self.run.journal
+        replayed = episode in journal
+        journal.append(episode, record)
+        best = journal.best()
+        if record.outcome is not None:
+            self.objective.remember([record.outcome])
+        if best is not None and best[0] == episode:
+            self.run.write_best(self.objective.budget, self.objective.kept(best[1].widths))
+        if self.on_episode is not None:
+            self.on_episode(len(journal), best[1] if best else None)
+        lost = record.outcome is None and record.actions is None
+        if lost and not replayed:
+            self._failed_in_a_row += 1
+        elif not lost:
+            self._failed_in_a_row = 0
+        if self._failed_in_a_row >= _HOPELESS:
+            raise EpisodeError(
+                f"{_HOPELESS} episodes in a row have failed, the last one because: "
+                f"{record.failed}. With --env-runners 0 the error is raised here."
+            )
+
+    def report(self, status: dict[int, tuple[str, float]]) -> None:
+        """Pass on what each actor does."""
+        if self.on_status is not None:
+            self.on_status(status, len(self.run.journal.failures))

@@ -1,0 +1,220 @@
+"""What a candidate is worth: widths -> outcome. Every method of search asks here.
+
+Axis letter: G prunable groups.
+"""
+
+import copy
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from gnnrl_ray.data import Data
+from gnnrl_ray.errors import Notice
+from gnnrl_ray.pruning.budget import Budget
+from gnnrl_ray.pruning.importance import rank
+from gnnrl_ray.pruning.removal import keep, remove
+from gnnrl_ray.scoring.evaluation import TOLERANCE, EvaluationMode, Evaluator, Score, choose
+from gnnrl_ray.scoring.masking import MaskedEvaluator
+from gnnrl_ray.scoring.outcome import Outcome
+from gnnrl_ray.scoring.training import recalibrate, steps_per_epoch, train
+from gnnrl_ray.settings import SearchSettings, parse_finetune
+from gnnrl_ray.tracing.groups import ChannelGroups
+
+_EPISODE_LR = 0.01
+_TAYLOR_BATCH = 256
+# With an early stop, candidates worse than so many others need not be scored to the end.
+_BEST_FEW = 3
+
+
+class Objective:
+    """Prunes, fine-tunes and scores candidates; identical ones only once.
+
+    Args:
+        network: the trained, dense network.
+        groups: of that network.
+        data: fine-tunes on ``data.train``, scores on ``data.validation``.
+        budget: what a candidate may cost; a number is for ``flops``.
+        finetune: before scoring: ``none``; ``recalibrate`` the normalisation
+            statistics; a number of training steps; or one ``epoch``.
+        importance: one of :data:`~gnnrl_ray.pruning.importance.IMPORTANCES`.
+        seed: of fine-tuning, of random importance and of the batch for ``taylor``.
+        early_stop: stop scoring candidates that cannot be among the best few.
+
+    Attributes:
+        groups: of the network.
+        budget: what a candidate may cost.
+        mode: how candidates are evaluated; :meth:`choose` finds the fastest.
+
+    Raises:
+        BudgetError: the budget is out of reach.
+    """
+
+    mode = EvaluationMode()
+
+    def __init__(
+        self,
+        network: nn.Module,
+        groups: ChannelGroups,
+        data: Data,
+        *,
+        budget: Budget | float,
+        finetune: str | int = "recalibrate",
+        importance: str = "l2",
+        seed: int = 0,
+        early_stop: bool = False,
+    ) -> None:
+        # A copy: it moves between devices, and the caller's network stays where it is.
+        self._network, graph = copy.deepcopy((network, groups.graph_of(network)))
+        self._network.eval()
+        graph.eval()
+        self.groups = replace(groups, _graph=graph)
+        if not isinstance(budget, Budget):
+            budget = Budget(groups, {"flops": budget})
+        self.budget = budget
+        self._data = data
+        self._finetune = parse_finetune(finetune)
+        self._seed = seed
+        self._early_stop = early_stop
+        batch = None
+        if importance == "taylor":
+            generator = torch.Generator().manual_seed(seed)
+            batch = next(data.train.batches(_TAYLOR_BATCH, generator))
+        self._ranking = rank(network, groups, importance, seed, batch)
+        self._known: dict[tuple[int, ...], Outcome] = {}
+
+    @classmethod
+    def of(
+        cls, network: nn.Module, groups: ChannelGroups, data: Data, settings: SearchSettings
+    ) -> "Objective":
+        """Return the objective of a search."""
+        return cls(
+            network, groups, data, budget=Budget.of(groups, settings),
+            finetune=settings.finetune, importance=settings.importance,
+            seed=settings.seed, early_stop=settings.early_stop,
+        )  # fmt: skip
+
+    def __getstate__(self) -> dict:
+        made = ("_graph", "_evaluator", "_masked_evaluator")  # anew, where it is needed
+        return {k: v for k, v in self.__dict__.items() if k not in made}
+
+    @cached_property
+    def _graph(self) -> fx.GraphModule:
+        return self.groups.graph_of(self._network)
+
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(self._data.validation, self.mode)
+
+    @cached_property
+    def _masked_evaluator(self) -> MaskedEvaluator:
+        return MaskedEvaluator(
+            self._graph, self.groups, self._data, self.mode,
+            self._finetune == "recalibrate", self._seed,
+        )  # fmt: skip
+
+    def to(self, device: torch.device | str) -> "Objective":
+        """Move network and data to ``device``; returns itself."""
+        self.__dict__.pop("_graph", None)
+        self._network.to(device, memory_format=torch.channels_last)
+        self._data = self._data.to(device)
+        return self
+
+    def choose(self, precision: str = "auto") -> EvaluationMode:
+        """Set ``mode`` to the fastest that is right here, and return it.
+
+        Args:
+            precision: see :func:`~gnnrl_ray.scoring.evaluation.choose`.
+        """
+        dense = self.groups.widths
+        typical = self.budget.project(dense, self.budget.min_widths)
+        network = remove(self._graph, self.groups, self.kept(typical))
+        recalibrate(network, self._data.train, self._seed)
+        self.mode = choose(network.eval(), self._data.validation, precision)
+        shapes_matter = self._early_stop or self._finetune not in ("none", "recalibrate")
+        on_gpu = self._data.validation.labels.device.type == "cuda"
+        if on_gpu and not shapes_matter and self.mode.precision != "plain":
+            self.mode = self._choose_masks(typical)
+        return self.mode
+
+    def _choose_masks(self, typical: np.ndarray) -> EvaluationMode:
+        """Return ``mode``, with masks if they are as right as removal, and faster."""
+        removed, masked = self.mode, replace(self.mode, masked=True)
+        scores, seconds = {}, {}
+        for mode in (removed, masked):
+            self.mode, times = mode, []
+            for _ in range(6):  # of masks, the first ones are not captured yet
+                start = time.perf_counter()
+                scores[mode] = self._score(typical).accuracy
+                times.append(time.perf_counter() - start)
+            seconds[mode] = min(times)
+        if abs(scores[masked] - scores[removed]) > TOLERANCE:
+            warnings.warn(
+                f"masks give {scores[masked]:.2%} where {scores[removed]:.2%} is right; "
+                "removing channels instead.",
+                Notice,
+                stacklevel=3,
+            )
+            return removed
+        return min(seconds, key=seconds.__getitem__)
+
+    def remember(self, outcomes: Iterable[Outcome]) -> None:
+        """Take over outcomes from elsewhere; they will not be evaluated again."""
+        self._known.update((outcome.widths, outcome) for outcome in outcomes)
+
+    def known(self, widths: Sequence[int]) -> Outcome | None:
+        """Return the outcome of ``widths`` [G] if they have been scored."""
+        return self._known.get(tuple(int(width) for width in widths))
+
+    def kept(self, widths: Sequence[int]) -> tuple[np.ndarray, ...]:
+        """Return which channels of each group a candidate keeps."""
+        return keep(self._ranking, self.groups.check_widths(widths))
+
+    def build(self, widths: Sequence[int]) -> fx.GraphModule:
+        """Return the candidate's network, pruned and fine-tuned as for scoring."""
+        network = remove(self._graph, self.groups, self.kept(widths))
+        if self._finetune == "recalibrate":
+            recalibrate(network, self._data.train, self._seed)
+        elif self._finetune != "none":
+            steps = self._finetune
+            if steps == "epoch":
+                steps = steps_per_epoch(self._data.train)
+            train(
+                network, self._data.train, steps=steps, lr=_EPISODE_LR, seed=self._seed,
+                precision=self.mode.precision,
+            )  # fmt: skip
+        return network
+
+    def __call__(self, widths: Sequence[int]) -> Outcome:
+        """Score the candidate with ``widths`` [G]."""
+        key = tuple(int(width) for width in widths)
+        if key not in self._known:
+            start = time.perf_counter()
+            score = self._score(widths)
+            complete = score.images == len(self._data.validation)
+            self._known[key] = Outcome(
+                key,
+                int(self.budget.costs.macs(widths)),
+                int(self.budget.costs.params(widths)),
+                accuracy=score.accuracy,
+                reward=score.accuracy - 1,
+                seconds=round(time.perf_counter() - start, 3),
+                images=None if complete else score.images,
+            )
+        return self._known[key]
+
+    def _score(self, widths: Sequence[int]) -> Score:
+        if self.mode.masked:
+            return self._masked_evaluator(self.kept(widths))
+        return self._evaluator(self.build(widths), self._worth())
+
+    def _worth(self) -> float:
+        """Return the accuracy below which a candidate is not among the best few."""
+        known = (o.accuracy for o in self._known.values() if o.images is None)
+        best = sorted(known, reverse=True)[:_BEST_FEW]
+        return best[-1] if self._early_stop and len(best) == _BEST_FEW else 0.0

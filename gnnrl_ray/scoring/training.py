@@ -1,0 +1,251 @@
+"""Accuracy, recalibration and one training loop, used before, during and after search.
+
+Axis letters: B batch, K classes.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gnnrl_ray.data import Split
+from gnnrl_ray.errors import GnnrlError
+from gnnrl_ray.scoring.capture import Captured
+
+# Small enough for the caches of a CPU core, large enough for a GPU.
+_EVALUATION_BATCH = {"cpu": 64, "cuda": 1000}
+_RECALIBRATION_IMAGES = 250
+_RECALIBRATION_BATCH = 125
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+class TrainingError(GnnrlError, RuntimeError):
+    """Training that cannot go on: the loss is not a finite number."""
+
+    exit_code = 1
+
+
+@contextlib.contextmanager
+def _mode(network: nn.Module, training: bool) -> Iterator[None]:
+    before = network.training
+    network.train(training)
+    try:
+        yield
+    finally:
+        network.train(before)
+
+
+def accuracy(network: nn.Module, split: Split) -> float:
+    """Return the top-1 accuracy of ``network`` on ``split``, in [0, 1]."""
+    correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
+    with _mode(network, training=False), torch.inference_mode():
+        for images, labels in split.batches(_EVALUATION_BATCH[split.labels.device.type]):
+            correct += (network(images).argmax(1) == labels).sum()
+    return correct.item() / len(split)
+
+
+def recalibrate(network: nn.Module, split: Split, seed: int = 0) -> None:
+    """Recompute the statistics of batch normalisation in place, on 250 training images.
+
+    Removing channels shifts every later activation; the running averages of the dense
+    network no longer describe it. The new ones are plain averages over the batches.
+
+    Args:
+        network: changed in place; its weights are not touched.
+        split: training images; a seeded sample of them is used.
+        seed: of the sample.
+    """
+    recalibrate_on(network, calibration_batches(split, seed))
+
+
+def calibration_batches(split: Split, seed: int) -> list[Tensor]:
+    """Return the images that :func:`recalibrate` takes, in batches [B, C, H, W]."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(split), generator=generator)
+    sample = split.take(order[:_RECALIBRATION_IMAGES])
+    return [images for images, _ in sample.batches(_RECALIBRATION_BATCH)]
+
+
+def recalibrate_on(network: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Recompute the statistics of batch normalisation on ``batches``, if there are any."""
+    if not batches:
+        return
+    norms = [module for module in network.modules() if isinstance(module, _NORMS)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+    try:
+        with _mode(network, training=True), torch.no_grad():
+            for count, images in enumerate(batches, start=1):
+                for norm in norms:
+                    norm.momentum = 1 / count  # a plain average, not an exponential one
+                network(images)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def train(
+    network: nn.Module,
+    split: Split,
+    *,
+    steps: int,
+    lr: float = 0.05,
+    batch_size: int = 128,
+    weight_decay: float = 5e-4,
+    seed: int = 0,
+    precision: str = "float32",
+    on_step: Callable[[int, float], None] | None = None,
+) -> None:
+    """Train ``network`` in place: SGD with Nesterov momentum, one cycle of cosine decay.
+
+    The learning rate rises linearly over the first tenth of the steps and then follows
+    half a cosine to zero, so that the last step's network is the one to report.
+
+    Args:
+        network: trained in place, left in evaluation mode.
+        split: training images, augmented.
+        steps: batches to train on; an epoch is ``steps_per_epoch(split, batch_size)``.
+        lr: peak learning rate.
+        batch_size: B.
+        weight_decay: L2 penalty on every parameter.
+        seed: of order and augmentation.
+        precision: ``float32``; or ``bfloat16`` where that costs no accuracy (automatic
+            mixed precision: weights and their updates stay float32).
+        on_step: called with the number of steps done and the last loss: after every step
+            on a CPU, after every epoch on a GPU, which a look at the loss would hold up.
+
+    Raises:
+        TrainingError: the loss became infinite or NaN.
+    """
+    if steps < 1:
+        return
+    device = split.labels.device
+    network.train()
+    step = TrainingStep(
+        network, weight_decay=weight_decay, precision=precision, device=device
+    )
+    rates = torch.tensor(_rates(lr, steps), dtype=torch.float64)
+    generator = torch.Generator(device).manual_seed(seed)
+    batches = _forever(split, batch_size, generator)
+    look_every = 1 if device.type == "cpu" else steps_per_epoch(split, batch_size)
+    rates = rates.tolist() if device.type == "cpu" else rates.float().to(device)
+    for number, (images, labels) in enumerate(islice(batches, steps), start=1):
+        loss = step(images, labels, rates[number - 1])
+        if number % look_every and number != steps:
+            continue
+        if not loss.isfinite():
+            raise TrainingError(
+                f"the loss is {loss.item()} after {number} steps; try a --lr below {lr:g}."
+            )
+        if on_step is not None:
+            on_step(number, loss.item())
+    network.eval()
+
+
+class TrainingStep:
+    """One step of SGD on one batch; on a GPU, a CUDA graph for all batches of one size.
+
+    Args:
+        network: in training mode, on ``device``.
+        weight_decay: L2 penalty on every parameter.
+        precision: ``float32`` or ``bfloat16``, see :func:`train`.
+        device: of the network and of all batches.
+        static: keep batch, loss and learning rate in the same memory, as a CUDA graph
+            needs it; default: on a GPU only.
+    """
+
+    def __init__(
+        self, network: nn.Module, *, weight_decay: float = 5e-4,
+        precision: str = "float32", device: torch.device, static: bool | None = None,
+    ) -> None:  # fmt: skip
+        self._network = network
+        self._static = device.type == "cuda" if static is None else static
+        rate = torch.zeros((), device=device) if self._static else 0.0
+        self._optimizer = torch.optim.SGD(
+            network.parameters(), rate, 0.9, weight_decay=weight_decay, nesterov=True,
+            fused=device.type == "cuda",
+        )  # fmt: skip
+        self._mixed = torch.autocast(
+            device.type, torch.bfloat16, enabled=precision == "bfloat16",
+            cache_enabled=not self._static,  # casts of weights would be of the capture's
+        )  # fmt: skip
+        self._loss = torch.zeros((), device=device)
+        self._batch: tuple[Tensor, ...] = ()  # the memory of most batches
+        self._captured = Captured(lambda: self._take(*self._batch), device)
+
+    def __call__(self, images: Tensor, labels: Tensor, rate: float | Tensor) -> Tensor:
+        """Take the step.
+
+        Args:
+            images: float32 [B, C, H, W].
+            labels: int64 [B].
+            rate: of learning; a tensor of the device where all is ``static``.
+
+        Returns:
+            The loss before the step; overwritten by the next one.
+        """
+        for group in self._optimizer.param_groups:
+            if self._static:
+                group["lr"].copy_(rate)
+            else:
+                group["lr"] = rate
+        if not self._static:
+            self._take(images, labels)
+            return self._loss
+        if not self._batch:
+            self._batch = images.clone(), labels.clone()
+        if len(labels) != len(self._batch[1]):  # the last of an epoch
+            self._take(images, labels)
+            return self._loss
+        for there, now in zip(self._batch, (images, labels), strict=True):
+            there.copy_(now)
+        self._captured()
+        return self._loss
+
+    def _take(self, images: Tensor, labels: Tensor) -> None:
+        with self._mixed:
+            logits = self._network(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        self._optimizer.zero_grad(set_to_none=not self._static)
+        loss.backward()
+        self._optimizer.step()
+        if self._static:
+            self._loss.copy_(loss.detach())
+        else:
+            self._loss = loss.detach()
+
+
+def _rates(lr: float, steps: int) -> list[float]:
+    """Return the learning rate of every step: a linear rise, then half a cosine."""
+    rise = max(1, steps // 10)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr)
+    schedule = torch.optim.lr_scheduler.SequentialLR(
+        optimizer,
+        [
+            torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (rise + 1), 1, rise),
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - rise + 1),
+        ],
+        milestones=[rise],
+    )
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+def steps_per_epoch(split: Split, batch_size: int = 128) -> int:
+    """Return how many batches of ``batch_size`` one pass over ``split`` takes."""
+    return -(-len(split) // batch_size)
+
+
+def _forever(
+    split: Split, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from split.batches(batch_size, generator)

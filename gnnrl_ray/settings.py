@@ -1,0 +1,373 @@
+"""Every setting of a search, once.
+
+What follows from the fields of :class:`SearchSettings`: the options of ``gnnrl-ray search``
+and their help, the keyword arguments of :func:`gnnrl_ray.search`, what a sweep may try,
+what ``run.json`` keeps, what may change when a run goes on, and all checks of values.
+"""
+
+import dataclasses
+import importlib
+import json
+import math
+import numbers
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Self, get_args, get_type_hints
+
+from gnnrl_ray.errors import InputError
+
+BUDGETS = ("flops", "params", "activations")
+PRECISIONS = ("plain", "float32", "bfloat16")
+TIMEOUTS = ("fit", "penalty")
+_DEFAULT_FLOPS = 0.5
+
+
+def setting(default: Any, text: str, **facts: Any) -> Any:
+    """Return a field of settings.
+
+    Args:
+        default: of the setting.
+        text: its help.
+        **facts: ``least`` and ``most``, the ends of its range; ``above`` and
+            ``below``, ends that are not in it;
+            ``choices``, what it must be one of, or where they are (``"module:NAME"``);
+            ``parse``, a function that returns the value it stands for, or raises
+            ``InputError``; ``metavar`` and ``shown``, of the help, in place of kind and
+            default; ``free``, whether it may change when a run goes on; ``kept``, whether
+            ``run.json`` has it.
+    """
+    metadata = {"text": text} | facts
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag(name: str) -> str:
+    """Return the option of a setting: ``--round-to`` of ``round_to``."""
+    return "--" + name.replace("_", "-")
+
+
+def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
+    """Return what a setting must be one of; none for one that is free."""
+    choices = field.metadata.get("choices", ())
+    if isinstance(choices, str):
+        module, _, name = choices.partition(":")
+        choices = getattr(importlib.import_module(module), name)
+    return tuple(choices)
+
+
+@cache
+def kind_of(owner: type, name: str) -> type:
+    """Return the plain kind of a setting's values."""
+    hint = get_type_hints(owner)[name]
+    kinds = (bool, int, float, str, dict, tuple)
+    return next(kind for kind in (*get_args(hint), hint) if kind in kinds)
+
+
+class Checked:
+    """Settings whose values are checked as they are made: plain kinds, bounds, choices."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _checked(type(self), field, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
+    @staticmethod
+    def flag(name: str) -> str:
+        """Return how a setting is written on the command line."""
+        return flag(name)
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """Return the names of all settings."""
+        return frozenset(field.name for field in dataclasses.fields(cls))
+
+    @classmethod
+    def read(cls, given: Mapping[str, str | bool]) -> dict[str, Any]:
+        """Return the values that the texts of a command line stand for.
+
+        Raises:
+            InputError: one that is of another kind; names the option.
+        """
+        return {
+            name: text if isinstance(text, bool) else _read(kind_of(cls, name), name, text)
+            for name, text in given.items()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``run.json`` keeps."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.metadata.get("kept", True)
+        }
+
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, Any]) -> Self:
+        """Return the settings of a ``run.json``; what is not in it has its default."""
+        return cls(**{name: kept[name] for name in cls.names() & kept.keys()})
+
+    def continued(self, changes: Mapping[str, Any], run: str) -> Self:
+        """Return the settings of a run that goes on with ``changes``.
+
+        Raises:
+            InputError: one of them has to stay what it was.
+        """
+        after = dataclasses.replace(self, **changes)
+        for field in dataclasses.fields(self):
+            before, now = getattr(self, field.name), getattr(after, field.name)
+            if before != now and not field.metadata.get("free"):
+                raise InputError(
+                    f"{run} was started with {self.flag(field.name)} {before}, not {now}; "
+                    "leave it out, or start a new run with --out."
+                )
+        return after
+
+
+def _read(kind: type, name: str, text: str) -> Any:
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            sort = "a whole number" if kind is int else "a number"
+            raise InputError(f"{flag(name)} {text!r} is not {sort}.") from None
+    return text
+
+
+def _checked(owner: type[Checked], field: dataclasses.Field, value: Any) -> Any:
+    """Return ``value`` in its plain type if it is one that the field may have.
+
+    Raises:
+        InputError: it is not; names option, value and remedy.
+    """
+    option, facts = owner.flag(field.name), field.metadata
+    if value is None and type(None) in get_args(get_type_hints(owner)[field.name]):
+        return None
+    if "parse" in facts:
+        return facts["parse"](value)
+    kind = kind_of(owner, field.name)
+    plain = _plain(kind, value)
+    if plain is None:
+        sorts = {int: "a whole number", float: "a number", str: "a text",
+                 bool: "true or false", dict: "a table of names and values"}  # fmt: skip
+        raise InputError(f"{option} {value!r} is not {sorts[kind]}.")
+    choices = choices_of(field)
+    if choices and plain not in choices:
+        known = ", ".join(map(repr, choices))
+        raise InputError(f"{option} {value!r} is not one of {known}.")
+    if "least" in facts and not plain >= facts["least"]:
+        raise InputError(f"{option} {value!r} must be at least {facts['least']}.")
+    if "above" in facts and not plain > facts["above"]:
+        raise InputError(f"{option} {value!r} must be more than {facts['above']}.")
+    if "most" in facts and not plain <= facts["most"]:
+        raise InputError(f"{option} {value!r} must be at most {facts['most']}.")
+    if "below" in facts and not plain < facts["below"]:
+        raise InputError(f"{option} {value!r} must be less than {facts['below']}.")
+    return plain
+
+
+def _plain(kind: type, value: Any) -> Any:
+    """Return ``value`` as a plain ``kind``, or None if it is of another."""
+    if kind is str and isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if kind is bool or isinstance(value, bool):
+        return value if kind is bool and isinstance(value, bool) else None
+    if kind is int and isinstance(value, numbers.Integral):
+        return int(value)
+    if kind is float and isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    if kind is dict and isinstance(value, Mapping):
+        try:  # as run.json will hold it
+            return json.loads(json.dumps(dict(value), default=lambda number: number.item()))
+        except (TypeError, ValueError, AttributeError):
+            return None
+    return None
+
+
+def parse_finetune(given: object) -> str | int:
+    """Return ``given`` if it is ``none``, ``recalibrate`` or ``epoch``, else steps.
+
+    Raises:
+        InputError: none of these.
+    """
+    text = str(given)
+    if text in ("none", "recalibrate", "epoch"):
+        return text
+    if text.isdecimal() and 0 < int(text) < 10**9:
+        return int(text)
+    raise InputError(
+        f"--finetune {text!r} is not none, recalibrate, epoch or a number of steps."
+    )
+
+
+def parse_pattern(given: object) -> str:
+    """Return ``given`` if it is a regular expression.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        return re.compile(str(given)).pattern
+    except re.error as error:
+        raise InputError(f"--keep {given!r} is no regular expression: {error}.") from error
+
+
+def parse_shape(given: str) -> tuple[int, int, int]:
+    """Return (C, H, W) of ``C,H,W`` or ``CxHxW``.
+
+    Raises:
+        InputError: it is not that.
+    """
+    parts = given.replace("x", ",").split(",")
+    if len(parts) == 3 and all(p.strip().isdecimal() and int(p) > 0 for p in parts):
+        return int(parts[0]), int(parts[1]), int(parts[2])
+    raise InputError(f"--input-shape {given!r} is not C,H,W such as 3,224,224.")
+
+
+def _budget(text: str, **facts: Any) -> Any:
+    more = "; a share of the dense network's below 1, else a number"
+    return setting(None, text + more, above=0, metavar="SHARE|NUMBER", **facts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings(Checked):
+    """What a search may be told; every field is an option of ``gnnrl-ray search``.
+
+    Raises:
+        InputError: a value that cannot be; names the option.
+    """
+
+    flops: float | None = _budget(
+        "Multiply-accumulates of one image that a candidate may have",
+        shown=f"{_DEFAULT_FLOPS} if no other budget is given",
+    )
+    params: float | None = _budget("Trainable parameters that it may have")
+    activations: float | None = _budget("Numbers in its largest hidden state for one image")
+    episodes: int = setting(
+        180, "Candidates to score; of gnn-rl, the first 30 at random.", least=1, free=True
+    )
+    method: str = setting("gnn-rl", "How to search.", choices="gnnrl_ray.methods:METHODS")
+    finetune: str | int = setting(
+        "recalibrate",
+        "Before a candidate is scored: recompute normalisation statistics, do nothing, or "
+        "train for an epoch or a number of steps.",
+        parse=parse_finetune,
+        metavar="recalibrate|none|epoch|STEPS",
+    )
+    importance: str = setting(
+        "l2", "What ranks channels.", choices="gnnrl_ray.pruning.importance:IMPORTANCES"
+    )
+    min_keep: float = setting(
+        0.1, "Smallest share of a group's channels to keep.", least=0, below=1
+    )
+    round_to: int = setting(1, "Keep multiples of so many channels, or all.", least=1)
+    keep: str | None = setting(
+        None,
+        "Leave whole the groups of layers whose name it matches.",
+        parse=parse_pattern,
+        metavar="REGEX",
+    )
+    skip_untraceable: bool = setting(
+        False, "Leave whole what cannot be traced, instead of an error."
+    )
+    levels: int = setting(
+        2,
+        "Of the graph: 1 flat, 2 with motifs, 3 with stages of motifs, if any repeat.",
+        least=1,
+        below=4,
+    )
+    fit: bool = setting(True, "Scale an episode's last step back to use the whole budget.")
+    on_timeout: str = setting(
+        "fit",
+        "After --max-steps without the budget: scale all groups down to it, or end with "
+        "the worst reward.",
+        choices=TIMEOUTS,
+    )
+    max_steps: int = setting(8, "Of one episode.", least=1)
+    seed: int = setting(0, "Of everything random.", least=0)
+    precision: str = setting(
+        "auto",
+        "Of evaluation. auto: what is fastest here, if within 0.1 points of plain.",
+        choices=("auto", *PRECISIONS),
+    )
+    early_stop: bool = setting(
+        False,
+        "Stop scoring candidates that cannot be among the best three; their accuracies "
+        "are estimates then. Not for results that are to be published.",
+    )
+    agent: dict = setting(
+        {},
+        "Setting of the agent, such as updates_per_step=8 or noise_decay=0.95 "
+        "(gnnrl_ray.agent.ddpg.DDPGConfig.training); may be given again.",
+        metavar="NAME=VALUE",
+    )
+    env_runners: int = setting(
+        0,
+        "Ray actors, each with one episode at a time; 0 runs all in this process.",
+        least=0,
+        free=True,
+    )
+    cpus_per_env_runner: float = setting(
+        1.0, "For each actor; it runs as many threads.", least=0, free=True
+    )
+    gpus_per_env_runner: float = setting(
+        0.0, "Share of a GPU, and of its memory, for each actor.", least=0, free=True
+    )
+    episode_timeout: float = setting(
+        3600.0,
+        "Seconds after which an episode's actor is replaced; 0: never.",
+        least=0,
+        free=True,
+    )
+    max_retries: int = setting(
+        3,
+        "How often a lost episode is run again before it is left out.",
+        least=0,
+        free=True,
+    )
+    device: str | None = setting(
+        None, "cpu or cuda:N; default: a GPU if there is one.", free=True
+    )
+    address: str | None = setting(
+        None,
+        "Ray cluster to run on, auto for this machine's; default: the one that this is a "
+        "job of, else one of this machine, for as long as the search lasts.",
+        free=True,
+        kept=False,
+    )
+    wait_for_nodes: float = setting(
+        0.0,
+        "Seconds that the cluster has to become large enough.",
+        least=0,
+        free=True,
+        kept=False,
+    )
+
+    TRACE: ClassVar[tuple[str, ...]] = ("keep", "skip_untraceable")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.budgets:
+            object.__setattr__(self, "flops", _DEFAULT_FLOPS)
+
+    @property
+    def budgets(self) -> dict[str, float]:
+        """What a candidate may cost, by the kind of cost."""
+        given = {name: getattr(self, name) for name in BUDGETS}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def tracing(self) -> dict[str, Any]:
+        """What :func:`~gnnrl_ray.trace` is told."""
+        return {name: getattr(self, name) for name in self.TRACE}
+
+
+def unknown_setting(name: str, known: Iterable[str]) -> InputError:
+    """Return the error that says what there is instead of ``name``."""
+    return InputError(f"{name!r} is no setting of a search; known: {', '.join(known)}.")
+
+
+Progress = Callable[[int, Any], None]

@@ -1,0 +1,135 @@
+"""Where network and data of a run come from: loaded in one way, whoever asks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gnnrl_ray.data import DATASETS, VALIDATIONS, Data, load_data
+from gnnrl_ray.errors import InputError
+from gnnrl_ray.scoring.training import steps_per_epoch, train
+from gnnrl_ray.settings import Checked, setting
+from gnnrl_ray.zoo import NETWORKS, build_network
+from gnnrl_ray.zoo.weights import fetch_weights, load_weights, save_weights, weights_path
+
+# The data set that needs no file, small enough to train a network on the spot.
+EMBEDDED, EMBEDDED_EPOCHS = "digits", 20
+
+OnStep = Callable[[int, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Checked):
+    """Network and data, by name; every field is an option of the commands that load them.
+
+    ``network`` is None where a module was passed on instead.
+    """
+
+    network: str | None = setting(
+        "resnet20",
+        f"One of: {', '.join(NETWORKS)}, torchvision:NAME or package.module:callable.",
+    )
+    dataset: str = setting(
+        EMBEDDED, f"One of: {', '.join(DATASETS)} ({EMBEDDED} is embedded)."
+    )
+    validation: str = setting(
+        "test-5k",
+        f"Where validation images are taken from: {' or '.join(VALIDATIONS)}. test-5k is "
+        "the paper's protocol; what is left of the test set is the holdout.",
+    )
+    weights: str | None = setting(
+        None, "State dict of the dense network (.th, .pt, .safetensors); file or URI."
+    )
+    data_dir: str | None = setting(
+        None, "Folder of cifar*.npz; default: data/ in $GNNRL_HOME or cache.", free=True
+    )
+
+    def load(self, on_step: OnStep | None = None) -> tuple[nn.Module, Data]:
+        """Return the trained network, in evaluation mode, and the data.
+
+        Args:
+            on_step: see :meth:`load_network`.
+
+        Raises:
+            InputError: an unknown name, a damaged file, or none and no way to get one.
+        """
+        data = self.load_data()
+        return self.load_network(data, on_step), data
+
+    def load_data(self) -> Data:
+        """Return the data; a wrong name of a network does not wait for a download."""
+        if self.network is None:
+            raise InputError(
+                "the network of this run is your own module: go on with it in Python, with "
+                "gnnrl_ray.search(network, data, out=..., resume=True)."
+            )
+        if ":" not in self.network:
+            build_network(self.network)
+        return load_data(self.dataset, self.data_dir, self.validation)
+
+    def load_network(self, data: Data, on_step: OnStep | None = None) -> nn.Module:
+        """Return the trained network for ``data``, in evaluation mode.
+
+        Weights for the embedded data set are made where there are none yet.
+
+        Args:
+            data: that it is for.
+            on_step: called with the number of steps done and the last loss, where the
+                network has to be trained.
+        """
+        network = self.build(data)
+        self.load_weights(network, data, on_step)
+        return network
+
+    def build(self, data: Data, seed: int = 0) -> nn.Module:
+        """Return the untrained network for ``data``, in evaluation mode."""
+        torch.manual_seed(seed)
+        size = data.input_shape[-1]
+        return build_network(self.network, data.classes, size).eval()
+
+    def load_weights(
+        self, network: nn.Module, data: Data, on_step: OnStep | None = None
+    ) -> None:
+        """Do what :meth:`load_network` does, with a network that :meth:`build` returned."""
+        path = weights_path(self.network, data.name)
+        if self.weights is None and data.name == EMBEDDED and not path.is_file():
+            self.train(network, data, epochs=EMBEDDED_EPOCHS, on_step=on_step)
+        else:
+            load_weights(network, self.weights or fetch_weights(self.network, data.name))
+
+    def train(
+        self, network: nn.Module, data: Data, *, epochs: float, lr: float = 0.05,
+        batch_size: int = 128, seed: int = 0, device: str = "cpu",
+        on_step: OnStep | None = None,
+    ) -> None:  # fmt: skip
+        """Train ``network``; its weights go to where they are looked for.
+
+        Args:
+            network: that :meth:`build` returned; trained in place.
+            data: trained on ``data.train``.
+            epochs: passes over it, or a part of one.
+            lr: peak learning rate.
+            batch_size: images in one step.
+            seed: of order and augmentation.
+            device: to train on.
+            on_step: called with the number of steps done and the last loss.
+
+        Raises:
+            KeyboardInterrupt: what was trained is in ``*.interrupted.safetensors``.
+        """
+        path = weights_path(self.network, data.name)
+        try:
+            train(
+                network.to(device), data.train.to(device), lr=lr, batch_size=batch_size,
+                steps=training_steps(data, epochs, batch_size), seed=seed, on_step=on_step,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            save_weights(network, path.with_suffix(".interrupted.safetensors"))
+            raise
+        save_weights(network.to("cpu").eval(), path)
+
+
+def training_steps(data: Data, epochs: float, batch_size: int = 128) -> int:
+    """Return how many batches ``epochs`` passes over the training images take."""
+    return max(1, round(epochs * steps_per_epoch(data.train, batch_size)))

@@ -1,0 +1,93 @@
+"""Storage of files by name: a local directory, or any URI that fsspec knows.
+
+https://filesystem-spec.readthedocs.io: ``s3://``, ``gs://``, ``memory://`` and the like,
+each with a package of its own.
+"""
+
+import os
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from gnnrl_ray.errors import InputError
+
+
+class Storage:
+    """Writes files whole or not at all, and reads them.
+
+    Args:
+        where: path or URI.
+
+    Attributes:
+        local: the directory, or None behind a URI.
+
+    Raises:
+        InputError: a URI of a kind that is unknown, or whose package is not installed.
+    """
+
+    def __init__(self, where: "Storage | Path | str") -> None:
+        self._where = str(where)
+        try:
+            self._files, self._root = fsspec.url_to_fs(self._where)
+        except (ValueError, ImportError) as error:
+            raise InputError(f"cannot use {self._where} as a folder: {error}") from None
+        is_local = isinstance(self._files, LocalFileSystem)
+        self.local = Path(self._root) if is_local else None
+
+    def __str__(self) -> str:
+        return self._where.rstrip("/")
+
+    def exists(self, name: str = "") -> bool:
+        """Say whether there is a file called ``name``; by default, whether anything is."""
+        self._files.invalidate_cache()  # what others write is to be seen
+        if name:
+            return self._files.isfile(f"{self._root}/{name}")
+        return self._files.exists(self._root) and bool(self._files.ls(self._root, False))
+
+    def read(self, name: str) -> bytes:
+        """Return what is in the file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return self._files.cat_file(f"{self._root}/{name}")
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace the file: whatever happens, the old one or the new one is there."""
+        if self.local is None:
+            self._files.pipe_file(f"{self._root}/{name}", content)
+            return
+        path = self.local / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        _write_through(partial, "wb", content)
+        partial.replace(path)
+
+    def append(self, name: str, content: bytes) -> None:
+        """Add to the end of the file; what is behind a URI is written anew."""
+        if self.local is None:
+            before = self.read(name) if self.exists(name) else b""
+            self.write(name, before + content)
+            return
+        self.local.mkdir(parents=True, exist_ok=True)
+        _write_through(self.local / name, "ab", content)
+
+    def copy(self, directory: Path, name: str) -> None:
+        """Copy a local directory to ``name``."""
+        self._files.put(f"{directory}/", f"{self._root}/{name}/", recursive=True)
+
+    def delete(self) -> None:
+        """Delete it with all that is in it."""
+        self._files.rm(self._root, recursive=True)
+
+
+def _write_through(path: Path, mode: str, content: bytes) -> None:
+    """Write so that no power failure takes it back; errors name the file."""
+    try:
+        with path.open(mode) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error

@@ -1,0 +1,160 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers.widths import random_widths
+from safetensors.torch import save_file
+
+from gnnrl_ray import (
+    Budget,
+    Costs,
+    Outcome,
+    SearchSettings,
+    Source,
+    load_pruned,
+    prune,
+    trace,
+)
+from gnnrl_ray.pruning.importance import rank
+from gnnrl_ray.pruning.removal import keep
+from gnnrl_ray.run.directory import Run, RunError
+from gnnrl_ray.zoo import WeightsError, build_network
+
+
+def finish(folder, name, **how):
+    """Write a run of ``name`` with one outcome; returns the winner."""
+    torch.manual_seed(0)
+    network = build_network(name).eval()
+    groups = trace(network, (3, 32, 32), **how)
+    widths = random_widths(groups, np.random.default_rng(0))
+    settings = SearchSettings(method="random", **how)
+    run = Run.create(folder, settings, Source(network=name), 10)
+    costs = Costs(groups)
+    scored = Outcome(
+        tuple(widths.tolist()), int(costs.macs(widths)), int(costs.params(widths)),
+        accuracy=0.5, reward=-0.5, seconds=1.0,
+    )  # fmt: skip
+    run.journal.append(7, scored)
+    run.write_best(
+        Budget(groups, {"flops": 0.999}, min_keep=0), keep(rank(network, groups), widths)
+    )
+    winner = prune(network, groups, widths)
+    run.save_network("pruned", winner)
+    return winner
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A run of the zoo's ResNet-20, its winner written; returns folder and winner."""
+    folder = tmp_path / "run"
+    return folder, finish(folder, "resnet20")
+
+
+def test_winners_are_rebuilt_in_a_new_process(tmp_path):
+    kinds = {
+        "mobilenet_v2": {},
+        "shufflenet_v1": {},
+        "shufflenet_v2": {"keep": r"conv5|stage4"},
+        "torchvision:mobilenet_v3_small": {"skip_untraceable": True},
+        "torchvision:regnet_x_400mf": {},
+    }
+    x = torch.randn(2, 3, 32, 32)
+    for i, (name, how) in enumerate(kinds.items()):
+        winner = finish(tmp_path / str(i), name, **how)
+        save_file({"x": x, "y": winner(x).detach()}, tmp_path / str(i) / "seen.safetensors")
+    code = """if True:
+        import sys, torch
+        from gnnrl_ray import load_pruned
+        from safetensors.torch import load_file
+        for folder in sys.argv[1:]:
+            seen = load_file(folder + "/seen.safetensors")
+            with torch.no_grad():
+                assert torch.allclose(load_pruned(folder)(seen["x"]), seen["y"], atol=1e-5)
+            print("rebuilt", folder)
+    """
+    folders = [str(tmp_path / str(i)) for i in range(len(kinds))]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *folders], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.count("rebuilt /") == len(kinds), done.stderr
+
+
+def test_no_code_is_run_because_a_file_names_it(finished):
+    folder, winner = finished
+    best = json.loads((folder / "best.json").read_text()) | {"network": "os:abort"}
+    (folder / "best.json").write_text(json.dumps(best))
+    with pytest.raises(RunError, match="is your own; pass `network`"):
+        load_pruned(folder)
+    x = torch.randn(2, 3, 32, 32)
+    again = load_pruned(folder, build_network("resnet20"))
+    assert torch.equal(again(x), winner(x))
+
+
+def test_the_winner_is_rebuilt_without_the_dense_weights(finished):
+    folder, winner = finished
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_pruned(folder)(x), winner(x))
+
+
+def test_finetuned_weights_come_first(finished):
+    folder, winner = finished
+    with torch.no_grad():
+        winner.linear.bias += 1
+    Run.open(folder).save_network("finetuned", winner)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_pruned(folder)(x), winner(x))
+    assert not torch.equal(load_pruned(folder, weights="pruned")(x), winner(x))
+
+
+def test_best_says_everything(finished):
+    folder, winner = finished
+    best = json.loads((folder / "best.json").read_text())
+    assert best["episode"] == 7
+    assert best["params"] == sum(p.numel() for p in winner.parameters())
+    assert best["macs_ratio"] == best["macs"] / best["macs_dense"]
+    assert (
+        best["groups"]["conv1"] == winner.conv1.out_channels == len(best["kept"]["conv1"])
+    )
+    assert best["error"] == 1 - best["accuracy"]
+
+
+def test_settings_versions_and_hardware_are_kept(finished):
+    facts = json.loads((finished[0] / "run.json").read_text())
+    assert facts["settings"] == SearchSettings(method="random").to_dict()
+    assert facts["source"]["network"] == "resnet20"
+    assert facts["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert facts["hardware"]["cores"] >= 1
+
+
+def test_a_run_in_the_way_is_not_touched(finished):
+    folder, _ = finished
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(RunError, match=r"--resume .*--overwrite.*--out"):
+        Run.create(folder, SearchSettings(), Source(), 10)
+    assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert (
+        len(Run.create(folder, SearchSettings(), Source(), 10, overwrite=True).journal) == 0
+    )
+
+
+def test_overwrite_spares_folders_that_are_no_runs(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError):
+        Run.create(tmp_path, SearchSettings(), Source(), 10, overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_damaged_and_missing_files_are_named(finished, tmp_path):
+    folder, _ = finished
+    with pytest.raises(RunError, match=r"no run\.json"):
+        Run.open(tmp_path / "elsewhere")
+    weights = folder / "pruned.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="truncated or damaged"):
+        load_pruned(folder)
+    (folder / "best.json").write_text("{")
+    with pytest.raises(RunError, match=r"best\.json is damaged"):
+        load_pruned(folder)

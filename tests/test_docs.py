@@ -1,0 +1,38 @@
+"""What documents say of figures and files is so."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import headline
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_headline_is_what_was_measured():
+    found = json.loads(headline.RESULTS.read_text())
+    for name, table in headline.render(found).items():
+        text = (ROOT / name).read_text()
+        assert headline.insert(text, table) == text, name
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *sorted(
+    f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")
+)])  # fmt: skip
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if "://" not in link:
+            assert ((ROOT / page).parent / link).exists(), link
+
+
+def test_files_that_are_named_exist():
+    """Paths in the design and in the guide to extending it."""
+    for page in ("docs/design.md", "docs/extending.md", "docs/graph.md"):
+        text = (ROOT / page).read_text()
+        for name in re.findall(r"`((?:\w+/)+\w+\.py)`", text):
+            there = (ROOT / name, ROOT / "gnnrl_ray" / name)
+            made_up = name == "methods/greedy.py"
+            assert made_up or any(path.exists() for path in there), name

@@ -1,0 +1,261 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.sleeping import Broken, searching
+
+from gnnrl_ray import accuracy, load_pruned, search
+from gnnrl_ray.actors.placement import PlacementError
+from gnnrl_ray.errors import EpisodeError, InputError
+from gnnrl_ray.run.directory import RunError
+from gnnrl_ray.run.journal import Journal
+from gnnrl_ray.scoring.objective import Objective
+from gnnrl_ray.settings import PRECISIONS
+from gnnrl_ray.storage import Storage
+
+
+@pytest.fixture
+def short(network, digits, tmp_path):
+    """Search in ``tmp_path / "run"`` with small numbers."""
+
+    def short(method="random", **settings):
+        settings = {
+            "episodes": 6,
+            "finetune": "none",
+            "precision": "float32",  # what is fastest is not for tests to depend on
+            "out": tmp_path / "run",
+        } | settings
+        return search(network, digits, method=method, **settings)
+
+    return short
+
+
+AGENT = {"warmup_episodes": 4, "updates_per_step": 2, "hidden": (16,), "graph_dim": 8}
+
+
+def widths(folder):
+    return [outcome.widths for _, outcome in Journal(folder / "journal.jsonl")]
+
+
+def test_random_search_keeps_the_best(short, tmp_path, network, digits, costs):
+    seen = []
+    best = short(on_episode=lambda done, best: seen.append((done, best.accuracy)))
+    outcomes = [o for _, o in Journal(tmp_path / "run/journal.jsonl")]
+    assert [done for done, _ in seen] == [1, 2, 3, 4, 5, 6]
+    assert seen[-1][1] == best.accuracy == max(o.accuracy for o in outcomes)
+    assert all(o.macs <= costs.macs(costs.groups.widths) / 2 for o in outcomes)
+    facts = json.loads((tmp_path / "run/best.json").read_text())
+    assert list(facts["groups"].values()) == list(best.widths)
+    winner = load_pruned(tmp_path / "run", network)
+    assert accuracy(winner, digits.validation) == best.accuracy
+
+
+def test_uniform_has_one_candidate(short, tmp_path):
+    best = short("uniform", episodes=180)
+    assert len(widths(tmp_path / "run")) == 1
+    assert np.ptp(np.array(best.widths) / [16, 16, 32, 32, 64, 64]) < 1 / 16
+
+
+def test_seeds_decide(short, tmp_path):
+    short(out=tmp_path / "a", seed=1)
+    short(out=tmp_path / "b", seed=1)
+    short(out=tmp_path / "c", seed=2)
+    assert widths(tmp_path / "a") == widths(tmp_path / "b") != widths(tmp_path / "c")
+
+
+def test_an_interrupted_search_scores_nothing_twice(short, network, tmp_path, monkeypatch):
+    straight = short(out=tmp_path / "straight")
+    scored = []
+    build = Objective.build
+
+    def interrupt(self, candidate):
+        if len(scored) == 3:
+            scored.append(None)
+            raise KeyboardInterrupt
+        scored.append(tuple(candidate))
+        return build(self, candidate)
+
+    monkeypatch.setattr(Objective, "build", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        short()
+    # What there was is whole: the journal, the best so far and its weights.
+    assert len(widths(tmp_path / "run")) == 3
+    assert load_pruned(tmp_path / "run", network).conv1.out_channels < 16
+    scored.clear()
+    scored.extend([None] * 10)
+    again = short(resume=True)
+    assert again.widths == straight.widths
+    assert widths(tmp_path / "run") == widths(tmp_path / "straight")
+    assert len(scored) - 10 == 3 + 1  # three candidates, and the winner's weights
+
+
+def test_how_candidates_are_evaluated_is_chosen_once(short, tmp_path, monkeypatch):
+    short(episodes=2, precision="auto")
+    facts = json.loads((tmp_path / "run/run.json").read_text())
+    assert facts["evaluation"]["precision"] in PRECISIONS
+    assert facts["evaluation"]["batch"] > 0
+    monkeypatch.setattr(Objective, "choose", lambda *_: pytest.fail("a second time"))
+    short(episodes=3, precision="auto", resume=True)
+    again = json.loads((tmp_path / "run/run.json").read_text())
+    assert again == facts | {"settings": facts["settings"] | {"episodes": 3}}
+
+
+def test_unknown_precisions_are_refused(short):
+    with pytest.raises(
+        ValueError, match="--precision 'int4' is not one of 'auto', 'plain'"
+    ):
+        short(precision="int4")
+
+
+def test_an_early_stop_keeps_the_best(short, tmp_path):
+    """Estimates are marked, and the winner is none of them."""
+    exact = short(out=tmp_path / "exact", episodes=12)
+    hasty = short(out=tmp_path / "hasty", episodes=12, early_stop=True)
+    assert hasty == replace(exact, seconds=hasty.seconds)
+    both = [Journal(tmp_path / name / "journal.jsonl") for name in ("exact", "hasty")]
+    for (_, full), (_, outcome) in zip(*both, strict=True):
+        assert outcome.widths == full.widths
+        assert full.images is None
+        if outcome.images is None:
+            assert outcome.accuracy == full.accuracy
+
+
+def test_a_run_in_the_way_is_refused(short):
+    short()
+    with pytest.raises(RunError, match="--resume"):
+        short()
+    short(overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"flops": 0.6}, "--flops 0.5, not 0.6"), ({"seed": 1}, "--seed 0, not 1")],
+)
+def test_a_run_goes_on_as_it_was_started(short, changed, message):
+    short()
+    with pytest.raises(InputError, match=message):
+        short(resume=True, **changed)
+
+
+def test_a_run_can_be_made_longer(short, tmp_path):
+    short(episodes=3)
+    short(episodes=5, resume=True)
+    assert len(widths(tmp_path / "run")) == 5
+
+
+def test_unknown_methods_list_the_known(short):
+    with pytest.raises(
+        ValueError, match="'greedy' is not one of 'gnn-rl', 'uniform', 'random'"
+    ):
+        short("greedy")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_agent_searches_resumes_and_repeats_itself(short, tmp_path, monkeypatch):
+    straight = short("gnn-rl", agent=AGENT, episodes=14, out=tmp_path / "straight")
+    assert len(widths(tmp_path / "straight")) == 14
+    assert (tmp_path / "straight/checkpoint.zip").is_file()
+    assert list((tmp_path / "straight/events").glob("events.out.tfevents*"))
+
+    def interrupt(done, best):
+        if done == 12:  # after a checkpoint, before the next
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        short("gnn-rl", agent=AGENT, episodes=14, on_episode=interrupt)
+    assert len(widths(tmp_path / "run")) == 12
+    built, build = [], Objective.build
+    monkeypatch.setattr(Objective, "build", lambda *given: built.append(1) or build(*given))
+    resumed = short("gnn-rl", agent=AGENT, episodes=14, resume=True)
+    # What came after the checkpoint is replayed from the journal, not scored again.
+    assert len(built) == 2 + 1  # two candidates, and the winner's weights
+    assert resumed.widths == straight.widths
+    assert widths(tmp_path / "run") == widths(tmp_path / "straight")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_remote_env_runners_find_the_same(short, tmp_path):
+    short("gnn-rl", agent=AGENT, episodes=6, out=tmp_path / "local")
+    short("gnn-rl", agent=AGENT, episodes=6, out=tmp_path / "remote", env_runners=1)
+    assert widths(tmp_path / "local") == widths(tmp_path / "remote")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_behind_a_uri(short, tmp_path, network, s3):
+    """Journal, winner, events and checkpoint are where the URI says."""
+    where = f"{s3}/{tmp_path.name}/run"
+    short("gnn-rl", agent=AGENT, episodes=5, out=where)
+    storage = Storage(where)
+    for name in ("run.json", "journal.jsonl", "best.json", "checkpoint.zip"):
+        assert storage.exists(name), name
+    assert len(storage._files.glob(f"{storage._root}/events/*")) == 1
+    best = short("gnn-rl", agent=AGENT, episodes=8, out=where, resume=True)
+    assert len(Journal(f"{where}/journal.jsonl")) == 8
+    assert load_pruned(where, network).conv1.out_channels == best.widths[0]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_missed_budgets_are_in_the_journal(short, tmp_path):
+    settings = {"agent": AGENT, "on_timeout": "penalty", "max_steps": 1, "fit": False}
+    short("gnn-rl", episodes=8, **settings)
+    journal = Journal(tmp_path / "run/journal.jsonl")
+    assert len(journal) == 8
+    assert journal.failures
+    assert set(journal.failures.values()) == {"the budget was not met in 1 steps"}
+    short("gnn-rl", episodes=9, resume=True, **settings)
+    assert len(Journal(tmp_path / "run/journal.jsonl")) == 9
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_search_that_only_fails_is_stopped(short, monkeypatch, tmp_path):
+    """What is wrong in the actors is said here, and not tried 180 times."""
+    monkeypatch.setattr(searching, "Objective", Broken)
+    with pytest.raises(
+        EpisodeError, match=r"10 episodes in a row .* ZeroDivisionError: no"
+    ):
+        short("gnn-rl", agent=AGENT, episodes=50, env_runners=1, max_retries=0)
+    failures = Journal(tmp_path / "run/journal.jsonl").failures
+    assert failures == dict.fromkeys(range(10), "ZeroDivisionError: no")
+    # Once that is mended, it goes on with the next.
+    monkeypatch.undo()
+    short("gnn-rl", agent=AGENT, episodes=12, resume=True)
+    assert [e for e, _ in Journal(tmp_path / "run/journal.jsonl")] == [10, 11]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_too_many_env_runners_are_refused(short):
+    with pytest.raises(
+        PlacementError, match="--env-runners 9 of 1 CPUs each do not fit: they need 9 x 1"
+    ):
+        short("gnn-rl", env_runners=9)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_journal_of_another_search_is_not_replayed(short, tmp_path):
+    short("gnn-rl", agent=AGENT, episodes=4)
+    path = tmp_path / "run/journal.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[2]["actions"] = lines[1]["actions"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "run/checkpoint.zip").unlink()
+    with pytest.raises(RunError, match=r"episode 2 in .* is not of this network"):
+        short("gnn-rl", agent=AGENT, episodes=6, resume=True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_stops_a_search_that_can_go_on(short, tmp_path):
+    straight = short(out=tmp_path / "straight")
+    journal, aside = tmp_path / "run/journal.jsonl", tmp_path / "aside"
+
+    def fill(done, best):
+        if done == 3:
+            journal.rename(aside)
+            journal.symlink_to("/dev/full")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*/journal.jsonl'"):
+        short(on_episode=fill)
+    aside.replace(journal)
+    assert len(Journal(journal)) == 3
+    assert short(resume=True).widths == straight.widths

@@ -1,0 +1,92 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from gnnrl_ray import Source, accuracy
+from gnnrl_ray.jobs.sweep import Sweep
+from gnnrl_ray.zoo import build_network
+from gnnrl_ray.zoo.weights import WeightsError, read_weights, save_weights, weights_path
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("GNNRL_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+@pytest.fixture
+def weights(home):
+    """A file of weights that nobody would find on their own."""
+    torch.manual_seed(7)
+    save_weights(build_network("resnet20"), home / "mine.safetensors")
+    return home / "mine.safetensors"
+
+
+def same(network, file):
+    state = network.state_dict()
+    return all(torch.equal(state[k], v) for k, v in read_weights(file).items())
+
+
+def test_whoever_loads_loads_the_same(weights, home):
+    """Sweeps loaded without the weights that they wrote down as used."""
+    given = {"network": "resnet20", "weights": str(weights), "validation": "train-5k"}
+    source = Source(**given)
+    network, data = source.load()
+    assert same(network, weights)
+    assert not network.training
+    assert data.protocol == "train-5k"
+    sweep = Sweep(given | {"flops": 0.4}, {"seed": [0]})
+    assert sweep.source == source
+    assert same(sweep.source.load()[0], weights)
+
+
+def test_data_are_read_where_they_are(home):
+    arrays = {
+        "x_train": np.zeros((60, 32, 32, 3), np.uint8), "y_train": np.zeros(60, np.int64),
+        "x_test": np.ones((20, 32, 32, 3), np.uint8), "y_test": np.ones(20, np.int64),
+    }  # fmt: skip
+    (home / "there").mkdir()
+    np.savez(home / "there/cifar10.npz", **arrays)
+    given = {"dataset": "cifar10", "data_dir": str(home / "there")}
+    assert len(Source(**given).load_data().train) == 60
+    assert len(Sweep(given, {"seed": [0]}).source.load_data().train) == 60
+
+
+def test_weights_of_the_embedded_data_set_are_made_once(home, monkeypatch):
+    monkeypatch.setattr("gnnrl_ray.source.EMBEDDED_EPOCHS", 0.3)
+    steps = []
+    network, data = Source().load(lambda step, loss: steps.append(step))
+    assert steps == [1, 2]
+    path = weights_path("resnet20", "digits")
+    assert same(network, path)
+    again, _ = Source().load(lambda step, loss: pytest.fail("trained again"))
+    assert accuracy(again, data.validation) == accuracy(network, data.validation)
+
+
+def test_an_interruption_of_training_keeps_what_there_is(home, monkeypatch):
+    def interrupt(step, loss):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Source().load(interrupt)
+    path = weights_path("resnet20", "digits")
+    assert not path.exists()
+    assert path.with_suffix(".interrupted.safetensors").is_file()
+
+
+def test_other_data_sets_need_weights(home):
+    source = Source(network="vgg16", dataset="cifar10")
+    with pytest.raises(WeightsError, match="gnnrl-ray train --network vgg16 --dataset"):
+        source.load_weights(build_network("vgg16"), _Named("cifar10"))
+
+
+class _Named:
+    def __init__(self, name):
+        self.name = name
+
+
+def test_json(weights):
+    source = Source(network="mobilenet_v2", weights=weights)
+    assert Source.from_dict(json.loads(json.dumps(source.to_dict()))) == source

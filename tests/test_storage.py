@@ -1,0 +1,79 @@
+import errno
+import os
+
+import pytest
+
+from gnnrl_ray.storage import Storage
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def where(request, tmp_path):
+    if request.param == "local":
+        return str(tmp_path / "a/run")
+    if request.param == "memory":
+        return f"memory://{tmp_path.name}/run"
+    return f"{request.getfixturevalue('s3')}/{tmp_path.name}/run"
+
+
+def test_what_is_written_is_read(where):
+    folder = Storage(where)
+    assert str(folder) == where
+    assert not folder.exists()
+    assert not folder.exists("a")
+    folder.write("a", b"first")
+    folder.write("a", b"second")
+    assert Storage(where).exists()
+    assert Storage(where).exists("a")
+    assert Storage(where).read("a") == b"second"
+
+
+def test_lines_are_added(where):
+    for line in (b"one\n", b"two\n"):
+        Storage(where).append("log", line)
+    assert Storage(where).read("log") == b"one\ntwo\n"
+
+
+def test_what_is_not_there_is_said(where):
+    with pytest.raises(FileNotFoundError):
+        Storage(where).read("nothing")
+
+
+def test_directories_are_copied(where, tmp_path):
+    (tmp_path / "events/deeper").mkdir(parents=True)
+    (tmp_path / "events/deeper/x").write_bytes(b"x")
+    folder = Storage(where)
+    for _ in range(2):
+        folder.copy(tmp_path / "events", "events")
+        assert folder.read("events/deeper/x") == b"x"
+
+
+def test_nothing_is_left_once_deleted(where):
+    folder = Storage(where)
+    folder.write("a", b"x")
+    folder.delete()
+    assert not folder.exists()
+
+
+def test_only_local_ones_have_a_path(tmp_path):
+    assert Storage(tmp_path).local == tmp_path
+    assert Storage("memory://x").local is None
+
+
+@pytest.mark.parametrize("where", ["nonsense://x", "gs://bucket/x"])
+def test_unusable_uris_are_refused(where):
+    with pytest.raises(ValueError, match=f"cannot use {where} as a folder: "):
+        Storage(where)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_is_named_and_harms_nothing(tmp_path):
+    folder = Storage(tmp_path)
+    folder.write("a", b"as it was")
+    for name in ("a.partial", "log"):
+        (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a.partial'") as full:
+        folder.write("a", b"new")
+    assert full.value.errno == errno.ENOSPC
+    assert folder.read("a") == b"as it was"
+    with pytest.raises(OSError, match=r"No space left on device: '.*/log'"):
+        folder.append("log", b"line\n")
