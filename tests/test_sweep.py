@@ -81,7 +81,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
     file.write_text(FILE)
     command = [sys.executable, "-m", "gnnrl_ray", "sweep", file, "--out", out]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(_episodes(out)) < 4 and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
