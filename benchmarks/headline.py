@@ -91,7 +91,10 @@ def render(found: dict) -> dict[str, str]:
             for row in own if len(row["best"]) == len(LOOKS)
         ]  # fmt: skip
     return {
-        "README.md": _table(rows),
+        "README.md": f"{_table(rows)}\n\nTop-1 accuracy in %, mean ± standard deviation "
+        f"over {len({row['seed'] for row in found['rows']})} seeds, before fine-tuning "
+        "unless said; command,\nmachine and every seed in "
+        "[docs/results.md](docs/results.md).",
         "docs/results.md": f"{_table(every)}\n\nThe best candidate so far, validation "
         f"accuracy:\n\n{_table(best)}\n\nThe winner of gnn-rl, seed 0, after "
         f"{tuned['epochs']} epochs of fine-tuning: {' and '.join(_percent(tuned))}; dense: "
