@@ -48,8 +48,8 @@ class MaskedNetwork:
         self._groups = groups
         some = next(self.graph.parameters())
         # What everything else follows from, so that a graph of kernels has one input.
-        self._flags = torch.ones(int(groups.offsets[-1]) + 1, device=some.device)
-        self._flags = self._flags.to(some.dtype)
+        count = int(groups.offsets[-1]) + 1
+        self._flags = torch.ones(count, dtype=some.dtype, device=some.device)
         padded = [op for op in groups.operations if op.padded]
         self._masks = [
             (mask, self._numbers(op.inputs).view(mask.shape))

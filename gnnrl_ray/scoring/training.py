@@ -128,11 +128,12 @@ def train(
     step = TrainingStep(
         network, weight_decay=weight_decay, precision=precision, device=device
     )
-    rates = torch.tensor(_rates(lr, steps), dtype=torch.float64)
+    rates = _rates(lr, steps)
+    if device.type == "cuda":  # read there by every step, without waiting
+        rates = torch.tensor(rates, device=device)
     generator = torch.Generator(device).manual_seed(seed)
     batches = _forever(split, batch_size, generator)
     look_every = 1 if device.type == "cpu" else steps_per_epoch(split, batch_size)
-    rates = rates.tolist() if device.type == "cpu" else rates.float().to(device)
     for number, (images, labels) in enumerate(islice(batches, steps), start=1):
         loss = step(images, labels, rates[number - 1])
         if number % look_every and number != steps:
