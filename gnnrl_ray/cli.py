@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import sys
 import warnings
 from dataclasses import replace
@@ -53,7 +54,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
-errors = Console(stderr=True)  # and progress, so that output can be piped
+# And progress, so that output can be piped; paths and commands are said in one piece.
+errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DeviceOption = Annotated[
@@ -79,10 +81,14 @@ def _load_weights(source: Source, network: nn.Module, data: Data) -> None:
 
 def _training_interrupted(source: Source, data: Data) -> NoReturn:
     path = weights_path(source.network, data.name).with_suffix(".interrupted.safetensors")
-    errors.print(
-        f"\nInterrupted: what has been trained so far is in {path}; use it with --weights."
-    )
-    raise typer.Exit(130) from None
+    if not path.exists():
+        _stop("nothing has been trained yet")
+    _stop(f"to use what has been trained so far: --weights {shlex.quote(str(path))}")
+
+
+def _stop(said: str) -> NoReturn:
+    errors.print(f"\nInterrupted: {said}")
+    raise typer.Exit(130)
 
 
 @app.command("search")
@@ -158,23 +164,19 @@ def search_command(
                         device=wanted.device)  # fmt: skip
     _show_measures(network, data, costs, as_json, run)
     if not as_json:
-        console.print(
-            f"best of {len(run.journal)}: validation accuracy {outcome.accuracy:.2%} at "
-            f"{budget_used(run.best())}; everything is in {folder}"
-        )
+        reached = f"validation accuracy {outcome.accuracy:.2%} at {budget_used(run.best())}"
+        print(f"best of {len(run.journal)}: {reached}; everything is in {folder}")
 
 
 def _interrupted(folder: str, total: int) -> NoReturn:
     if not Storage(folder).exists("run.json"):
-        errors.print("\nInterrupted before there was anything to save.")
-        raise typer.Exit(130)
+        _stop("there was nothing to save yet")
     journal = Run.open(folder).journal
     best = journal.best()
     said = f"{len(journal)} of {total} episodes are in {folder}/journal.jsonl"
     if best is not None:
         said += f", the best so far ({best[1].accuracy:.2%}) in {folder}/best.json"
-    errors.print(f"\nInterrupted: {said}. Go on with: gnnrl-ray search --resume {folder}")
-    raise typer.Exit(130)
+    _stop(f"{said}; go on with: {shlex.join(['gnnrl-ray', 'search', '--resume', folder])}")
 
 
 @app.command("sweep")
@@ -232,19 +234,16 @@ def sweep_command(
                 loggers=tracking(file.stem, **trackers),
             )  # fmt: skip
         except KeyboardInterrupt:
-            errors.print(
-                f"\nInterrupted: go on with: gnnrl-ray sweep {file} --out {folder} --resume"
-            )
-            raise typer.Exit(130) from None
+            again = ["gnnrl-ray", "sweep", str(file), "--out", folder, "--resume"]
+            _stop(f"go on with: {shlex.join(again)}")
     if as_json:
         print(table.to_json(orient="records"))
         return
     console.print(sweep_table(over_seeds(sweep, table), len(table)))
     failed = int(table["accuracy"].isna().sum())
-    console.print(
-        f"best: {table['accuracy'][0]:.2%} in {folder}/{table['run'][0]}; all searches are "
-        f"in {folder}/results.csv" + (f"; {failed} failed" if failed else "")
-    )
+    best = f"{table['accuracy'][0]:.2%} in {folder}/{table['run'][0]}"
+    failures = f"; {failed} failed" if failed else ""
+    print(f"best: {best}; all searches are in {folder}/results.csv{failures}")
 
 
 @app.command("finetune")
@@ -298,12 +297,9 @@ def _finetune_shown(
             finetune(run, smaller, data, epochs=epochs, batch_size=batch_size,
                      on_step=advance, **settings)  # fmt: skip
         except KeyboardInterrupt:
-            errors.print(
-                "\nInterrupted: what has been trained so far is in "
-                f"{run.storage}/finetuned.safetensors; start over with: "
-                f"gnnrl-ray finetune {run.storage}"
-            )
-            raise typer.Exit(130) from None
+            again = shlex.join(["gnnrl-ray", "finetune", str(run.storage)])
+            trained = f"{run.storage}/finetuned.safetensors"
+            _stop(f"what has been trained so far is in {trained}; start over with: {again}")
 
 
 @app.command("evaluate")
@@ -378,7 +374,7 @@ def train_command(
             _training_interrupted(about, data)
     _show_measures(network, data, costs, as_json)
     if not as_json:
-        console.print(f"weights are in {path}")
+        print(f"weights are in {path}")
 
 
 @app.command("inspect")
@@ -420,11 +416,11 @@ def inspect_command(
         if table.row_count:
             console.print(table)
     facts = describe(graph)
-    console.print(f"{network}: {facts['macs']:,} MACs, {facts['params']:,} parameters")
+    print(f"{network}: {facts['macs']:,} MACs, {facts['params']:,} parameters")
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
-    errors.print(f"Note: {message}", markup=False, highlight=False)
+    errors.print(f"Note: {message}")
 
 
 def main() -> None:
@@ -437,12 +433,12 @@ def main() -> None:
     try:
         app()
     except GnnrlError as error:
-        errors.print(f"Error: {error}", markup=False)
+        errors.print(f"Error: {error}")
         sys.exit(error.exit_code)
     except OSError as error:
         full = error.errno == errno.ENOSPC
         remedy = ". Free some space, then go on with --resume." if full else ""
-        errors.print(f"Error: {error}{remedy}", markup=False)
+        errors.print(f"Error: {error}{remedy}")
         sys.exit(1)
     except KeyboardInterrupt:
         errors.print("Interrupted.")

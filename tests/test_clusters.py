@@ -53,14 +53,15 @@ def check(folder, episodes):
     return outcomes
 
 
+@pytest.mark.cluster
 def test_four_nodes_share_a_search(cluster, sleepy):
     for _ in range(4):
         cluster(num_cpus=1)
     sleeping.run(
-        sleepy / "run", episodes=24, env_runners=4, cpus_per_env_runner=1.0,
+        sleepy / "run", episodes=16, env_runners=4, cpus_per_env_runner=1.0,
         address=cluster.address,
     )  # fmt: skip
-    outcomes = check(sleepy, 24)
+    outcomes = check(sleepy, 16)
     assert set(scored(sleepy).values()) == {1}
     lines = (sleepy / "scored").read_text().splitlines()
     assert len({json.loads(line)["node"] for line in lines}) == 4
@@ -72,6 +73,7 @@ def test_four_nodes_share_a_search(cluster, sleepy):
         assert outcome.widths == outcomes[episode].widths
 
 
+@pytest.mark.cluster
 def test_dead_and_hung_actors_and_lost_nodes_cost_no_episode(cluster, sleepy):
     """The small form of the chaos below: each calamity once."""
     cluster(num_cpus=2)
@@ -138,19 +140,19 @@ def test_a_killed_driver_goes_on_and_leaves_nothing_behind(tmp_path):
     ray.shutdown()
     before = ray_processes()
     options = ("--env-runners", 2, "--least", 0.05, "--most", 0.3)
-    driver = drive(tmp_path, 30, *options)
-    wait_for_lines(tmp_path, 14, driver)
+    driver = drive(tmp_path, 18, *options)
+    wait_for_lines(tmp_path, 8, driver)
     driver.kill()
     driver.wait()
     wait_until(lambda: not env_runners(), 30)
     there = lines(tmp_path)
-    driver = drive(tmp_path, 30, *options)
+    driver = drive(tmp_path, 18, *options)
     assert driver.wait(200) == 0, said(tmp_path)
-    outcomes = check(tmp_path, 30)
+    outcomes = check(tmp_path, 18)
     # Only what was under way when it died may have been scored twice.
     again = sum(scored(tmp_path).values()) - len({o.widths for o in outcomes.values()})
     assert again <= 2
-    assert there >= 14
+    assert there >= 8
     # Ray's agents notice only after a while that their raylet is gone.
     wait_until(lambda: not ray_processes() - before, 150)
 

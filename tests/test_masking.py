@@ -36,7 +36,17 @@ def check(network, shape, rng, candidates=2):
     assert close(outputs(masked.graph, x), dense)
 
 
-@pytest.mark.parametrize("name", [n for n in EVERY if "googlenet" not in n])
+SLOW = ("torchvision:vgg11_bn", "torchvision:wide_resnet50_2")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
+        for name in EVERY
+        if "googlenet" not in name
+    ],
+)
 def test_every_network(name, rng):
     network, shape = build(name)
     check(network.double(), shape, rng)

@@ -2,6 +2,7 @@ import time
 
 import pytest
 import ray
+from ray.util.placement_group import placement_group
 
 from gnnrl_ray.actors.placement import PlacementError, check_placement
 
@@ -20,12 +21,11 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(cluster):
     # Shares of one GPU cannot be taken from two.
     with pytest.raises(PlacementError, match=r"2 x 0.6 = 1.2 GPUs"):
         check_placement(2, 0, 0.6)
-    taken = ray.remote(num_cpus=2)(lambda: time.sleep(60)).remote()
+    assert placement_group([{"CPU": 2}]).wait(30)
     while ray.available_resources().get("CPU", 0) > 3:
         time.sleep(0.1)
     with pytest.raises(PlacementError, match=r"5 x 1 = 5 CPUs, .* and 3 CPUs are free"):
         check_placement(5, 1, 0)
-    ray.cancel(taken, force=True)
 
 
 def test_nodes_that_are_to_come_are_waited_for(cluster):
