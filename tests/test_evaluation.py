@@ -3,9 +3,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers.widths import random_widths
+from helpers.widths import cut, random_widths
 
-from gnnrl_ray import Objective, accuracy, prune, trace
+from gnnrl_ray import Objective, accuracy, trace
 from gnnrl_ray.scoring.evaluation import (
     TOLERANCE,
     EvaluationMode,
@@ -31,7 +31,7 @@ def trained(digits):
 def candidates(trained, digits):
     """Removed networks, good and bad."""
     groups, rng = trace(trained, (3, 32, 32)), np.random.default_rng(0)
-    removed = [prune(trained, groups, random_widths(groups, rng)) for _ in range(8)]
+    removed = [cut(trained, groups, random_widths(groups, rng)) for _ in range(8)]
     for network in removed:
         recalibrate(network, digits.train)
     return [network.eval() for network in removed]
@@ -145,7 +145,7 @@ def test_no_warnings_where_all_is_well(candidates, digits):
 
 
 def test_short_memory_halves_the_batch(network, groups, digits, monkeypatch):
-    network = prune(network, groups, groups.widths).eval()
+    network = cut(network, groups, groups.widths).eval()
     evaluator = Evaluator(digits.validation, EvaluationMode("float32", 64))
     expected = evaluator(network)
     forward = evaluator._pass

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from helpers.networks import EVERY, build, outputs, shaken
 from helpers.random_cnns import RandomCNN, recipes
-from helpers.widths import random_widths
+from helpers.widths import cut, random_widths
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from gnnrl_ray import prune, trace
+from gnnrl_ray import trace
 from gnnrl_ray.scoring.fusion import fuse
 
 
@@ -41,7 +41,7 @@ def check(network, shape):
 def test_every_network(name, rng):
     network, shape = build(name)
     groups = trace(network, shape)
-    removed = prune(network, groups, random_widths(groups, rng))
+    removed = cut(network, groups, random_widths(groups, rng))
     before = {key: value.clone() for key, value in removed.state_dict().items()}
     narrow, _ = check(removed, shape)
     assert torch.isfinite(narrow).all()
@@ -51,14 +51,14 @@ def test_every_network(name, rng):
 
 
 def test_narrow_numbers_are_nearly_right(network, groups, rng):
-    removed = prune(network, groups, random_widths(groups, rng))
+    removed = cut(network, groups, random_widths(groups, rng))
     narrow, expected = check(removed, (3, 32, 32))
     assert torch.allclose(narrow, expected, atol=0.05)
     assert not torch.equal(narrow, expected)
 
 
 def test_a_resnet_becomes_nothing_but_calls(network, groups):
-    removed = prune(network, groups, groups.widths // 2)
+    removed = cut(network, groups, groups.widths // 2)
     fused = fuse(removed, (3, 32, 32), torch.float32)
     blocks = 3
     assert calls(fused) == {
@@ -77,7 +77,7 @@ def test_without_onednn_it_is_the_same(name, rng):
     """As on a GPU."""
     network, shape = build(name)
     groups = trace(network, shape)
-    removed = prune(network, groups, random_widths(groups, rng))
+    removed = cut(network, groups, random_widths(groups, rng))
     with torch.backends.mkldnn.flags(enabled=False):
         fused = fuse(removed, shape, torch.float32)
     assert not calls(fused)
@@ -139,7 +139,7 @@ def test_random_networks(recipe, seed):
     torch.manual_seed(seed)
     network, shape = shaken(RandomCNN(recipe)), (3, 6, 6)
     groups = trace(network, shape)
-    removed = prune(network, groups, groups.widths)
+    removed = cut(network, groups, groups.widths)
     expected = outputs(removed, images(shape))
     with torch.inference_mode():
         found = outputs(fuse(removed, shape, torch.float32), images(shape))

@@ -10,7 +10,7 @@ from gnnrl_ray.tracing.symbolic import TraceError, symbolic
 @pytest.fixture
 def labels():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    flow = Labels(symbolic(network), (3, 8, 8))
+    flow = Labels(symbolic(network, (3, 8, 8)), (3, 8, 8))
     flow.node = next(n for n in flow.graph.graph.nodes if n.op == "call_module")
     return flow
 

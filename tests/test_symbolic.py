@@ -17,8 +17,12 @@ from gnnrl_ray.tracing.symbolic import (
 
 
 class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
     def forward(self, x):
-        return x if x.sum() > 0 else -x
+        return x if x.sum() > 0 else -self.scale * x
 
 
 class Nested(nn.Module):
@@ -35,23 +39,23 @@ class Nested(nn.Module):
 
 def test_the_innermost_module_is_closed():
     network = nn.Sequential(Nested(), nn.Conv2d(4, 2, 1), Branches())
-    graph = symbolic(network, skip=True)
+    graph = symbolic(network, (3, 4, 4), skip=True)
     assert closed_in(graph) == ("0.inner.1", "2")
-    assert closed_in(symbolic(network, closed_in(graph))) == closed_in(graph)
+    assert closed_in(symbolic(network, (3, 4, 4), closed_in(graph))) == closed_in(graph)
     x = torch.randn(2, 3, 4, 4)
     assert torch.equal(graph(x), network(x))
 
 
 def test_a_network_that_is_one_branch_cannot_be_closed():
     with pytest.raises(TraceError, match="cannot follow the network itself"):
-        symbolic(Branches(), skip=True)
+        symbolic(Branches(), (3, 4, 4), skip=True)
 
 
 def test_modes_are_those_from_before():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout())
     network.train()
     network[1].eval()
-    graph = symbolic(network)
+    graph = symbolic(network, (3, 4, 4))
     assert [m.training for m in network.modules()] == [True, True, False, True]
     assert graph.training
     assert not graph.get_submodule("1").training
@@ -85,13 +89,13 @@ def test_shapes_and_numbers_are_kept_without_storage():
             x = self.conv(x)
             return x.view(x.size(0), -1)
 
-    graph = symbolic(Sized())
+    graph = symbolic(Sized(), (3, 6, 6))
     run = ShapeRun(graph, [n for n in graph.graph.nodes if n.op == "call_module"])
     run.run_on((3, 6, 6))
     values = {node.name: value for node, value in run.values.items()}
-    assert values["conv"].shape == (1, 4, 4, 4)
+    assert values["conv"].shape == (2, 4, 4, 4)
     assert values["conv"].device.type == "meta"
-    assert values["size"] == 1
+    assert values["size"] == 2
     assert list(run.macs.values()) == [4 * 4 * 4 * 27]
 
 
@@ -109,6 +113,6 @@ def test_tensors_by_name():
 
 
 def test_graphs_stay_what_they_are():
-    graph = symbolic(nn.Sequential(nn.Conv2d(3, 4, 1)))
-    assert symbolic(graph) is graph
-    assert closed_in(symbolic(copy.deepcopy(graph), skip=True)) == ()
+    graph = symbolic(nn.Sequential(nn.Conv2d(3, 4, 1)), (3, 4, 4))
+    assert symbolic(graph, (3, 4, 4)) is graph
+    assert closed_in(symbolic(copy.deepcopy(graph), (3, 4, 4), skip=True)) == ()

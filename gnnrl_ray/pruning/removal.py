@@ -4,13 +4,16 @@ Axis letters: G prunable groups, C channels of one group.
 """
 
 import copy
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from gnnrl_ray.pruning.importance import Batch, rank
+from gnnrl_ray.tracing.check import Reference, trains
 from gnnrl_ray.tracing.groups import ChannelGroups
 from gnnrl_ray.tracing.operations import (
     FIXED,
@@ -20,7 +23,7 @@ from gnnrl_ray.tracing.operations import (
     Operation,
     select_channels,
 )
-from gnnrl_ray.tracing.symbolic import get_tensor
+from gnnrl_ray.tracing.symbolic import ShapeRun, TraceError, get_tensor, unwrapped
 
 
 def keep(ranking: Iterable[np.ndarray], widths: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -37,8 +40,12 @@ def prune(
     importance: str = "l2",
     seed: int = 0,
     batch: Batch | None = None,
-) -> fx.GraphModule:
+) -> nn.Module:
     """Return a physically smaller copy of ``network`` with ``widths`` channels.
+
+    It is of the network's own class wherever its code works with smaller layers, and a
+    ``torch.fx`` graph where that spells out numbers of channels, or channels have to be
+    selected. Either has been run, beside ``network`` with the same channels silenced.
 
     Args:
         network: the dense network; left as it is.
@@ -50,10 +57,16 @@ def prune(
 
     Raises:
         InputError: widths out of range, or an unknown importance.
+        TraceError: what is left does not return what it should.
     """
+    return deliver(network, groups, _kept(network, groups, widths, importance, seed, batch))
+
+
+def _kept(
+    network: nn.Module, groups: ChannelGroups, widths: np.ndarray, *ranked_by: object
+) -> tuple[np.ndarray, ...]:
     widths = groups.check_widths(widths)
-    ranking = rank(network, groups, importance, seed, batch)
-    return remove(network, groups, keep(ranking, widths))
+    return keep(rank(network, groups, *ranked_by), widths)
 
 
 def mask(
@@ -69,9 +82,7 @@ def mask(
     Takes what :func:`prune` takes. Shapes stay; every layer reads zeros from dropped
     channels, after normalisation and activation, as if they were not there.
     """
-    widths = groups.check_widths(widths)
-    ranking = rank(network, groups, importance, seed, batch)
-    return silence(network, groups, keep(ranking, widths))
+    return silence(network, groups, _kept(network, groups, widths, importance, seed, batch))
 
 
 def flags_of(groups: ChannelGroups, kept: Iterable[np.ndarray]) -> np.ndarray:
@@ -89,22 +100,128 @@ def remove(
     """Return a copy of ``network`` that has only the channels ``kept`` (see :func:`keep`).
 
     It is a ``torch.fx`` graph over modules of the same names and types, so its state
-    dict has the dense network's keys, and it trains, copies and exports like any module.
+    dict has the dense network's keys, and ``taken_NAME`` where channels are selected.
     """
-    flags = flags_of(groups, kept)
-    graph = groups.graph_of(network)
-    smaller: dict[int, object] = {}  # where ``copy.deepcopy`` looks for copies
+    flags, graph = flags_of(groups, kept), groups.graph_of(network)
+    result = copy.deepcopy(graph, _parts(graph, groups, flags))
+    _rewrite(result, groups, flags)
+    return result
+
+
+def deliver(
+    network: nn.Module,
+    groups: ChannelGroups,
+    kept: Iterable[np.ndarray],
+    load: Callable[[nn.Module, nn.Module], None] | None = None,
+) -> nn.Module:
+    """Return what :func:`prune` does, with the channels ``kept`` (see :func:`keep`).
+
+    Args:
+        network: the dense network; left as it is.
+        groups: of that network.
+        kept: of each group.
+        load: is given the graph and the network, which share their tensors, to load other
+            weights and statistics into them.
+
+    Raises:
+        TraceError: what is left does not return what it should.
+    """
+    kept = tuple(kept)
+    flags, graph = flags_of(groups, kept), groups.graph_of(network)
+    parts = _parts(graph, groups, flags)
+    result, smaller = copy.deepcopy((graph, unwrapped(network)), parts)
+    _rewrite(result, groups, flags)
+    for op in groups.operations:
+        if op.module is not None and op.kind not in ("select", "reshape"):
+            module = smaller.get_submodule(op.module)
+            if module is not result.get_submodule(op.module):
+                _resize(module, *_change(op, flags), op)
+    expected = _silent(network, groups, kept, flags)
+    expected.check(result, "the pruned graph")
+    if load is not None:
+        load(result, smaller)
+    expected = Reference.of(result, groups.input_shape)
+    try:
+        expected.check(smaller, "the network's own code on fewer channels")
+        expected.check_macs(Reference.of(smaller, groups.input_shape).macs)
+    except TraceError:
+        return _without_us(result, groups.input_shape)
+    if trains(unwrapped(network), expected) and not trains(smaller, expected):
+        return _without_us(result, groups.input_shape)  # as with auxiliary classifiers
+    return smaller
+
+
+def _silent(
+    network: nn.Module, groups: ChannelGroups, kept: tuple[np.ndarray, ...],
+    flags: np.ndarray,
+) -> Reference:  # fmt: skip
+    """Return what the dense network makes of images if only ``kept`` channels are read.
+
+    That is the network's own code, with zeros among its weights, unless channels that are
+    padded with others must be zero themselves.
+    """
+    if any(op.padded and not flags[op.inputs].all() for op in groups.operations):
+        return Reference.of(silence(network, groups, kept), groups.input_shape)
+    zeroed: dict[str, Tensor] = {}
+    for op in groups.layers:
+        layout = groups.layouts[op.weight]
+        if layout.columns is None:
+            continue
+        weight = get_tensor(groups.graph_of(network), op.weight).detach().clone()
+        rows, columns = (
+            torch.from_numpy(flags[channels]).to(weight.device).chunk(layout.groups)
+            for channels in (layout.rows, layout.columns)
+        )
+        blocks = weight.chunk(layout.groups)
+        for block, there, read in zip(blocks, rows, columns, strict=True):
+            block[~there] = 0
+            block[:, ~read] = 0
+        zeroed[op.weight] = weight
+    return Reference.of(unwrapped(network), groups.input_shape, zeroed)
+
+
+def _without_us(graph: fx.GraphModule, input_shape: tuple[int, ...]) -> fx.GraphModule:
+    """Let ``graph`` select channels with torch alone, to be loaded where we are not."""
+    values = ShapeRun(graph).run_on(input_shape).values
+    for node in list(graph.graph.nodes):
+        if node.target is not select_channels:
+            continue
+        source, index = node.args
+        pad = (0, 0) * (values[source].dim() - 2) + (0, 1)
+        with graph.graph.inserting_before(node):
+            padded = graph.graph.call_function(F.pad, (source, pad))
+            # ``ZERO`` is the last one, and zero now.
+            taken = (padded, (slice(None), index))
+            selected = graph.graph.call_function(operator.getitem, taken)
+        node.replace_all_uses_with(selected)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
+def _parts(graph: fx.GraphModule, groups: ChannelGroups, flags: np.ndarray) -> dict:
+    """Return kept parts of tensors by their ids, where ``deepcopy`` looks for copies."""
+    smaller: dict[int, object] = {}
     for name, layout in groups.layouts.items():
         tensor = get_tensor(graph, name)
         part = _part(tensor.detach(), layout, flags)
         if isinstance(tensor, nn.Parameter):
             part = nn.Parameter(part, tensor.requires_grad)
         smaller[id(tensor)] = part
-    result = copy.deepcopy(graph, smaller)
+    return smaller
+
+
+def _change(op: Operation, flags: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return how many channels ``op`` reads and writes, before and after."""
+    before = (len(op.inputs), len(op.outputs))
+    return before, (int(flags[op.inputs].sum()), int(flags[op.outputs].sum()))
+
+
+def _rewrite(result: fx.GraphModule, groups: ChannelGroups, flags: np.ndarray) -> None:
+    """Let modules and code of ``result`` say what they have become."""
     nodes = {node.name: node for node in result.graph.nodes}
     for op in groups.operations:
-        before = (len(op.inputs), len(op.outputs))
-        after = (int(flags[op.inputs].sum()), int(flags[op.outputs].sum()))
+        before, after = _change(op, flags)
         if before == after:
             continue
         node = nodes[op.name]
@@ -116,9 +233,7 @@ def remove(
             _resize(result.get_submodule(str(node.target)), before, after, op)
         elif op.depthwise:
             _regroup(node, after[0])
-    result.graph.eliminate_dead_code()
     result.recompile()
-    return result
 
 
 def _part(tensor: Tensor, layout: Layout, flags: np.ndarray) -> Tensor:
@@ -186,7 +301,7 @@ def _reselect(
             arguments = (source, op.axis, int(index[0]), len(index))
             selected = graph.graph.call_method("narrow", arguments)
         else:
-            constant = _constant(graph, f"taken_{op.name}", torch.from_numpy(index))
+            constant = _constant(graph, f"taken_{op.name}", torch.from_numpy(index), True)
             if op.padded:
                 arguments = (source, constant)
                 selected = graph.graph.call_function(select_channels, arguments)
@@ -194,15 +309,27 @@ def _reselect(
                 arguments = (source, op.axis, constant)
                 selected = graph.graph.call_method("index_select", arguments)
     node.replace_all_uses_with(selected)
-    graph.graph.erase_node(node)
+    _erase(node)
     selected.name = op.name
     return selected
 
 
-def _constant(graph: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
-    """Insert ``value`` as a buffer that moves with the network but is not saved."""
+def _erase(node: fx.Node) -> None:
+    """Erase ``node`` and what only it has read: splits into sizes that are no more."""
+    unused = [node]
+    while unused:
+        gone = unused.pop()
+        sources = gone.all_input_nodes
+        gone.graph.erase_node(gone)
+        unused += [n for n in sources if not n.users and n.op != "placeholder"]
+
+
+def _constant(
+    graph: fx.GraphModule, name: str, value: Tensor, saved: bool = False
+) -> fx.Node:
+    """Insert ``value`` as a buffer, which moves with the network."""
     device = next(graph.parameters()).device
-    graph.register_buffer(name, value.to(device), persistent=False)
+    graph.register_buffer(name, value.to(device), persistent=saved)
     return graph.graph.get_attr(name)
 
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import nn
 
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.pruning.budget import Budget
-from gnnrl_ray.pruning.removal import remove
+from gnnrl_ray.pruning.removal import deliver
 from gnnrl_ray.run.journal import Journal
 from gnnrl_ray.scoring.evaluation import EvaluationMode
 from gnnrl_ray.settings import SearchSettings
@@ -236,7 +236,7 @@ def _of_old(facts: dict) -> dict:
 
 def load_pruned(
     where: Path | str, network: nn.Module | None = None, weights: str | None = None
-) -> fx.GraphModule:
+) -> nn.Module:
     """Rebuild the winner of the run in ``where``, in evaluation mode.
 
     Args:
@@ -265,15 +265,18 @@ def rebuild(
     network: nn.Module,
     groups: ChannelGroups,
     weights: str | None = None,
-) -> fx.GraphModule:
+) -> nn.Module:
     """Do what :func:`load_pruned` does, with a network that has been traced."""
     kept = _read_json(storage, "best.json")["kept"]
-    smaller = remove(network, groups, tuple(np.array(kept[name]) for name in groups.names))
     if weights is None:
         there = storage.exists("finetuned.safetensors")
         weights = "finetuned" if there else "pruned"
-    load_weights(smaller, f"{storage}/{weights}.safetensors")
-    return smaller.eval()
+
+    def load(graph: nn.Module, smaller: nn.Module) -> None:
+        load_weights(graph, f"{storage}/{weights}.safetensors", smaller.state_dict())
+
+    channels = tuple(np.array(kept[name]) for name in groups.names)
+    return deliver(network, groups, channels, load).eval()
 
 
 def _write_json(storage: Storage, name: str, content: dict) -> None:

@@ -138,8 +138,15 @@ class Fusion:
         graph = fx.Graph()
         graph.output(graph.graph_copy(self._source.graph, {}))
         for node in graph.nodes:
-            if isinstance(self._module(node), nn.Identity | nn.Dropout):
+            same = node.meta.get("identity")
+            if same or isinstance(self._module(node), nn.Identity | nn.Dropout):
                 node.replace_all_uses_with(node.all_input_nodes[0])
+                graph.erase_node(node)
+            elif (node.op, node.target) == ("get_attr", "training"):
+                for user in list(node.users):
+                    user.args, user.kwargs = fx.node.map_arg(
+                        (user.args, user.kwargs), lambda n, mode=node: n is not mode and n
+                    )
                 graph.erase_node(node)
         return list(graph.nodes)
 

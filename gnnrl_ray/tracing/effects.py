@@ -13,11 +13,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torchvision.ops import StochasticDepth, stochastic_depth
+from torchvision.ops import stochastic_depth
 
-from gnnrl_ray.tracing.labels import Labels, Stream, Transit
+from gnnrl_ray.tracing.labels import Labels, Stream, Transit, WholeError
 from gnnrl_ray.tracing.operations import FIXED, RESHAPES, ZERO, select_channels
-from gnnrl_ray.tracing.symbolic import TraceError, get_tensor
+from gnnrl_ray.tracing.symbolic import IMAGES, TraceError, describe_node, get_tensor
 
 
 def follow(
@@ -46,8 +46,9 @@ def follow(
         elif node.op == "output":
             for source in node.all_input_nodes:
                 flow.freeze_node(source, "the network's output")
+                flow.read_bare(source)
         elif any(n in flow.several for n in node.all_input_nodes):
-            flow.leave(node)
+            flow.leave(node, "read together with what is whole")
         elif node.op != "get_attr":
             left += _follow_node(flow, node, skip)
     flow.freeze_bare()
@@ -57,22 +58,49 @@ def follow(
 def _follow_node(flow: Labels, node: fx.Node, skip: bool) -> list[str]:
     """Apply the node's rule; return what was not understood."""
     inputs = [n for n in node.all_input_nodes if n in flow.streams]
-    if not inputs or not _has_tensor(flow.values[node]):
-        flow.read_bare(*node.all_input_nodes)
+    if not _has_tensor(flow.values[node]):
+        if not _reads_kernel(flow, node):
+            sources = (n for n in node.all_input_nodes if _has_tensor(flow.values[n]))
+            flow.read_bare(*sources)
         return []
-    target = node.target
-    if node.op == "call_module":
-        target = type(flow.graph.get_submodule(str(node.target)))
+    if not inputs:
+        return []  # calculated from parameters; what reads it will say what that means
+    # What only reads channels that are fixed can do nothing to any.
+    free = any((flow.labels_of(n) != FIXED).any() for n in inputs)
     try:
-        _RULES.get(target, _unknown)(flow, node)
+        _rule_of(flow, node)(flow, node)
+    except WholeError as error:
+        flow.leave(node, str(error))
     except TraceError as error:
-        # What only reads channels that are fixed can do nothing to any.
-        free = any((flow.labels_of(n) != FIXED).any() for n in inputs)
         if free and not skip:
             raise
-        flow.leave(node)
+        flow.leave(node, "read by what is not understood")
         return [str(error)] * free
     return []
+
+
+def _rule_of(flow: Labels, node: fx.Node) -> Callable[[Labels, fx.Node], None]:
+    if node.meta.get("identity"):
+        return _skip
+    if node.op != "call_module":
+        return _RULES.get(node.target, _unknown)
+    kinds = type(flow.graph.get_submodule(str(node.target))).__mro__
+    # Parametrised, a layer is of a class that is made for it alone.
+    torchs = (kind for kind in kinds if kind.__module__.startswith("torch.nn.modules"))
+    kind = kinds[0] if kinds[0] in _RULES else next(torchs, None)
+    return _RULES.get(kind, _unknown)
+
+
+def _reads_kernel(flow: Labels, node: fx.Node) -> bool:
+    """Say whether all that is read of a weight is its format, or its kernel's size."""
+    if node.target is not getattr:
+        return False
+    if node.args[1] != "shape":
+        return node.args[1] in ("dtype", "device", "ndim", "requires_grad", "is_cuda")
+    axes = range(len(flow.values[node]))
+    taken = [u.args[1] if u.target is operator.getitem else slice(None) for u in node.users]
+    read = [axes[i] if isinstance(i, slice) else [axes[i]] for i in taken]
+    return all(axis >= 2 for part in read for axis in part)
 
 
 def _has_tensor(value: object) -> bool:
@@ -82,7 +110,9 @@ def _has_tensor(value: object) -> bool:
 
 
 def _unknown(flow: Labels, node: fx.Node) -> None:
-    raise flow.error("an operation whose effect on channels is unknown")
+    raise TraceError(
+        describe_node(node, "an operation whose effect on channels is unknown")
+    )
 
 
 def _skip(flow: Labels, node: fx.Node) -> None:
@@ -90,12 +120,63 @@ def _skip(flow: Labels, node: fx.Node) -> None:
 
 
 def _activation(flow: Labels, node: fx.Node) -> None:
+    tensors = [n for n in node.all_input_nodes if isinstance(flow.values[n], Tensor)]
+    if len(tensors) > 1:  # bounds that are tensors
+        _elementwise(flow, node, "activation")
+        return
     stream = flow.stream(node.all_input_nodes[0])
-    if node.op == "call_module":
-        module = flow.graph.get_submodule(str(node.target))
-        if isinstance(module, nn.PReLU) and module.num_parameters > 1:
-            flow.lay(f"{node.target}.weight", stream.labels)
     flow.record("activation", stream.labels, stream.labels, stream.axis)
+
+
+def _prelu(flow: Labels, node: fx.Node) -> None:
+    labels = flow.stream(node.all_input_nodes[0], 1).labels
+    if node.op == "call_module":
+        slopes = f"{node.target}.weight"
+    elif node.all_input_nodes[-1].op == "get_attr":
+        slopes = str(node.all_input_nodes[-1].target)
+    else:
+        raise flow.whole("weights that are computed")
+    if get_tensor(flow.graph, slopes).numel() > 1:
+        flow.lay(slopes, labels)
+    flow.record("activation", labels, labels)
+
+
+def _gated(flow: Labels, node: fx.Node) -> None:
+    """One half of the channels times a gate made of the other, channel by channel."""
+    source = node.all_input_nodes[0]
+    dim = flow.settings("dim").get("dim", -1)
+    stream = flow.stream(source, dim)
+    first, second = stream.labels.chunk(2)
+    flow.unite(first, second)
+    flow.record("multiply", stream.labels, first, stream.axis)
+
+
+def _softmax(flow: Labels, node: fx.Node) -> None:
+    source = node.all_input_nodes[0]
+    stream, given = flow.stream(source), flow.settings("dim")
+    dim = given.get("dim")
+    if dim is None or dim % len(flow.shape(source)) == stream.axis:
+        raise flow.whole("normalised over all channels together")
+    flow.record("activation", stream.labels, stream.labels, stream.axis)
+
+
+def _mixing(flow: Labels, node: fx.Node) -> None:
+    raise flow.whole("an operation that mixes channels")
+
+
+def _stack(flow: Labels, node: fx.Node) -> None:
+    """Tensors side by side along an axis of their own."""
+    given, shape = flow.arguments("tensors", "dim"), flow.shape(node)
+    dim = given.get("dim", 0) % len(shape)
+    streams: list[Stream] = []
+    fx.node.map_arg(node.args[0], lambda n: streams.append(flow.stream(n)))
+    first = streams[0]
+    for other in streams[1:]:
+        if other.axis != first.axis:
+            raise flow.whole("channels at different axes are joined")
+        flow.unite(first.labels, other.labels)
+    axis = first.axis + (dim <= first.axis)
+    flow.record("concat", first.labels, first.labels, axis)
 
 
 def _pool(flow: Labels, node: fx.Node) -> None:
@@ -105,22 +186,31 @@ def _pool(flow: Labels, node: fx.Node) -> None:
 
 def _adaptive_pool(flow: Labels, node: fx.Node) -> None:
     labels = flow.stream(node.all_input_nodes[0], 1).labels
-    alone = flow.shape(node).numel() == len(labels)
+    alone = flow.shape(node).numel() == len(labels) * IMAGES
     flow.record("pool", labels, labels, everywhere=alone)
 
 
 def _reduce(flow: Labels, node: fx.Node) -> None:
     source = node.all_input_nodes[0]
-    stream, given = flow.stream(source), flow.arguments("input", "dim", "keepdim")
+    orders = ("input", "p", "dim") if node.target in _called("norm") else ("input", "dim")
+    stream, given = flow.stream(source), flow.arguments(*orders)
     count, over = len(flow.shape(source)), given.get("dim")
     over = range(count) if over is None else [over] if isinstance(over, int) else over
     over = {axis % count for axis in over}
     if stream.axis in over:
-        raise flow.error("a mean or a sum over channels")
-    kept = given.get("keepdim", False)
+        raise flow.whole("a mean or a sum over channels")
+    if not isinstance(flow.values[node], Tensor):
+        raise flow.whole("several tensors at once")
+    kept = len(flow.shape(node)) == count
     axis = stream.axis - (0 if kept else sum(a < stream.axis for a in over))
-    alone = flow.shape(node).numel() == len(stream.labels)
+    alone = flow.shape(node).numel() == len(stream.labels) * IMAGES
     flow.record("pool", stream.labels, stream.labels, axis, everywhere=alone)
+
+
+def _extreme(flow: Labels, node: fx.Node) -> None:
+    """The largest of two tensors, or of one."""
+    rule = _add if len(node.all_input_nodes) > 1 else _reduce
+    rule(flow, node)
 
 
 def _conv(flow: Labels, node: fx.Node) -> None:
@@ -130,7 +220,7 @@ def _conv(flow: Labels, node: fx.Node) -> None:
         module = flow.graph.get_submodule(str(node.target))
         groups, transposed = module.groups, module.transposed
     else:
-        transposed = node.target is F.conv_transpose2d
+        transposed = node.target in _TRANSPOSED
         last = ("output_padding", "groups") if transposed else ("dilation", "groups")
         order = ("input", "weight", "bias", "stride", "padding", *last)
         groups = flow.arguments(*order).get("groups", 1)
@@ -163,7 +253,7 @@ def _filters(
     else:
         outputs = known.rows if known else flow.mint(shape[0])
     if not isinstance(outputs, Tensor):
-        raise flow.error("weights that are used in two different ways")
+        raise flow.whole("weights that are used in two different ways")
     ends = (inputs, outputs) if transposed else (outputs, inputs)
     flow.lay(name, *ends, groups=groups)
     return outputs
@@ -178,7 +268,7 @@ def _linear(flow: Labels, node: fx.Node) -> None:
     flow.record(
         "linear", inputs, outputs, len(flow.shape(node)) - 1,
         weight=flow.name_of(names["weight"]), bias="bias" in names,
-        uses=flow.shape(source).numel() // len(inputs),
+        uses=flow.shape(source).numel() // IMAGES // len(inputs),
     )  # fmt: skip
 
 
@@ -188,6 +278,16 @@ def _norm(flow: Labels, node: fx.Node) -> None:
     for name in names.values():
         flow.lay(name, labels)
     flow.record("norm", labels, labels, bias="bias" in names)
+
+
+def _function_norm(flow: Labels, node: fx.Node) -> None:
+    labels = flow.stream(node.all_input_nodes[0], 1).labels
+    tensors = ("running_mean", "running_var", "weight", "bias")
+    given = dict(zip(("input", *tensors), node.args, strict=False)) | node.kwargs
+    for key in tensors:
+        if isinstance(given.get(key), fx.Node):
+            _lay_constant(flow, given[key], labels)
+    flow.record("norm", labels, labels, bias=given.get("bias") is not None)
 
 
 def _group_norm(flow: Labels, node: fx.Node) -> None:
@@ -222,7 +322,7 @@ def _multiply(flow: Labels, node: fx.Node) -> None:
 def _elementwise(flow: Labels, node: fx.Node, kind: str) -> None:
     """Tie channels that meet; a single one that all others meet is tied to none."""
     if any(_counts_channels(flow, n) for n in node.all_input_nodes):
-        raise flow.error("the number of channels is calculated with")
+        raise flow.whole("the number of channels is calculated with")
     count, shape = len(flow.shape(node)), flow.shape(node)
     tensors = [n for n in node.all_input_nodes if isinstance(flow.values[n], Tensor)]
     streams = {n: flow.stream(n) for n in tensors if n in flow.streams}
@@ -230,24 +330,45 @@ def _elementwise(flow: Labels, node: fx.Node, kind: str) -> None:
     main = streams[wide[0]]
     axis = main.axis - len(flow.shape(wide[0]))  # from the end, as broadcasting does
     if shape[axis] != len(main.labels):
-        raise flow.error("a single channel meets several")
+        raise flow.whole("a single channel meets several")
     for other in tensors:
         extent = flow.shape(other)[axis] if len(flow.shape(other)) >= -axis else 1
         if other in streams:
             stream = streams[other]
             elsewhere = stream.axis - len(flow.shape(other)) != axis
             if elsewhere and len(stream.labels) > 1:
-                raise flow.error("channels at different axes meet")
+                raise flow.whole("channels at different axes meet")
             if other is not wide[0] and extent == len(main.labels) and not elsewhere:
                 flow.unite(main.labels, stream.labels)
         elif extent == 1:
             flow.read_bare(other)
+        elif other.op == "get_attr":
+            flow.lay(str(other.target), main.labels, axis=len(flow.shape(other)) + axis)
         else:
-            if other.op != "get_attr":
-                raise flow.error("a parameter used outside of a layer")
-            across = len(flow.shape(other)) + axis
-            flow.lay(str(other.target), main.labels, axis=across)
+            _lay_constant(flow, other, main.labels)
     flow.record(kind, streams[next(iter(streams))].labels, main.labels, count + axis)
+
+
+def _lay_constant(flow: Labels, node: fx.Node, labels: Tensor) -> None:
+    """Say that what ``node`` calculates from parameters alone lies along channels.
+
+    It does where each number comes of the one at the same place in each of them, as with a
+    normalisation whose statistics are frozen, or a scale for each channel.
+    """
+    shape = flow.shape(node)
+    if shape.numel() not in (1, len(labels)):
+        raise flow.whole("parameters for each channel and position")
+    if shape.numel() == 1:
+        flow.read_bare(node)
+    elif node.op == "get_attr":
+        axis = next(a for a, extent in enumerate(shape) if extent == len(labels))
+        flow.lay(str(node.target), labels, axis=axis)
+    elif node.target in _ONE_BY_ONE and len(labels) not in _sizes(node):
+        for source in node.all_input_nodes:
+            if isinstance(flow.values[source], Tensor):
+                _lay_constant(flow, source, labels)
+    else:
+        raise flow.whole("parameters that are calculated with outside of a layer")
 
 
 def _concat(flow: Labels, node: fx.Node) -> None:
@@ -258,7 +379,7 @@ def _concat(flow: Labels, node: fx.Node) -> None:
     fx.node.map_arg(node.args[0], lambda n: streams.append(flow.stream(n)))
     first = streams[0]
     if any(stream.axis != first.axis for stream in streams):
-        raise flow.error("channels at different axes are joined")
+        raise flow.whole("channels at different axes are joined")
     labels = first.labels
     if dim == first.axis:
         labels = torch.cat([stream.labels for stream in streams])
@@ -284,7 +405,7 @@ def _pad(flow: Labels, node: fx.Node) -> None:
         return
     plain = given.get("mode", "constant") == "constant" and not given.get("value")
     if not plain or stream.axis != 1 or any(pad[:at]) or min(before, after) < 0:
-        raise flow.error("channels padded other than with zeros")
+        raise flow.whole("channels padded other than with zeros")
     taken = F.pad(torch.arange(len(stream.labels)), (before, after), value=ZERO)
     _select(flow, stream, flow.mint(len(taken)), taken, source, padded=True)
 
@@ -310,7 +431,7 @@ def _mix(flow: Labels, node: fx.Node) -> None:
     """Pixels become channels or channels pixels, a block of them at a time."""
     labels = flow.stream(node.all_input_nodes[0], 1).labels
     if len(flow.shape(node)) != 4:
-        raise flow.error("pixels shuffled in other than batches of images")
+        raise flow.whole("pixels shuffled in other than batches of images")
     before, after = len(labels), flow.shape(node)[1]
     if after >= before:
         outputs = labels.repeat_interleave(after // before)
@@ -326,7 +447,7 @@ def _rearrange(flow: Labels, node: fx.Node) -> None:
     source, *others = [n for n in node.all_input_nodes if n in flow.streams]
     before = flow.streams[source]
     if others and node.target != "expand_as":
-        raise flow.error("an index that depends on the image")
+        raise flow.whole("an index that depends on the image")
     direct = isinstance(before, Stream)
     if isinstance(before, Stream):
         shape = flow.shape(source)
@@ -334,7 +455,7 @@ def _rearrange(flow: Labels, node: fx.Node) -> None:
     try:
         positions = _rerun(flow, node, source, before.positions)
     except (RuntimeError, TypeError) as error:
-        raise flow.error(f"positions cannot be followed ({error})") from error
+        raise flow.whole(f"positions cannot be followed ({error})") from error
     flow.streams[node] = Transit(before.source, positions)
     if not isinstance(positions, Tensor):
         return
@@ -346,6 +467,14 @@ def _rearrange(flow: Labels, node: fx.Node) -> None:
         return
     every = torch.arange(shape.numel()).view(shape)
     if axis == origin.axis and torch.equal(positions, every.index_select(axis, taken)):
+        made_by = flow.operations[origin.operation].operation
+        if made_by.padded and made_by.taken is not None:
+            # Two steps of one: padding, and a selection of what is padded.
+            first = next(n for n in flow.graph.graph.nodes if n.name == made_by.source)
+            taken = torch.from_numpy(made_by.taken)[taken]
+            outputs = flow.mint(len(taken))
+            _select(flow, flow.stream(first, 1), outputs, taken, first, padded=True)
+            return
         _select(flow, origin, origin.labels[taken], taken, before.source)
         return
     each, rest = divmod(len(taken), channels)
@@ -355,7 +484,7 @@ def _rearrange(flow: Labels, node: fx.Node) -> None:
         if any(_counts_channels(flow, n) for i, n in enumerate(sizes) if i != axis):
             return  # a quotient that is right for the dense network only
         if node.target is operator.getitem and _indexes(node.args[1], origin.axis):
-            raise flow.error("channels and pixels are sliced at once")
+            raise flow.whole("channels and pixels are sliced at once")
         flow.record("reshape", origin.labels, origin.labels[taken], axis)
 
 
@@ -426,58 +555,138 @@ def _indexes(index: object, axis: int) -> bool:
     return len(listed) > axis and listed[axis] not in (slice(None), Ellipsis)
 
 
+_CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d}
+_TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+# One number of one number, by what torch, F and tensors call it.
+_UNARY = (
+    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "silu", "gelu", "mish",
+    "softplus", "softsign", "softshrink", "hardshrink", "tanhshrink", "threshold",
+    "sigmoid", "logsigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid", "rrelu", "exp",
+    "expm1", "log", "log1p", "log2", "sqrt", "rsqrt", "reciprocal", "abs", "sign", "clamp",
+    "clamp_min", "clamp_max", "clip", "square", "neg", "sin", "cos", "tan", "atan", "erf",
+    "floor", "ceil", "round", "trunc", "nan_to_num", "masked_fill", "logical_not",
+)  # fmt: skip
+_COMBINING = (
+    "add", "sub", "rsub", "maximum", "minimum", "where", "addcmul", "addcdiv", "lerp", "gt",
+    "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "atan2", "hypot", "fmod",
+    "remainder", "heaviside", "copysign",
+)  # fmt: skip
+_SCALING = ("mul", "multiply", "div", "divide", "true_divide", "floor_divide", "pow")
+# What moves positions about.
+_MOVING = (
+    "flatten",
+    "unflatten",
+    "reshape",
+    "squeeze",
+    "unsqueeze",
+    "permute",
+    "transpose",
+    "swapaxes",
+    "movedim",
+    "chunk",
+    "split",
+    "tensor_split",
+    "unbind",
+    "narrow",
+    "flip",
+    "roll",
+    "index_select",
+    "repeat_interleave",
+    "select",
+    "t",
+)
+_REDUCING = ("mean", "sum", "amax", "amin", "prod", "logsumexp", "std", "var", "norm")
+_MIXING = (
+    "matmul", "bmm", "mm", "einsum", "baddbmm", "addmm", "cumsum", "cumprod", "sort",
+    "argsort", "topk", "argmax", "argmin", "median", "quantile", "kthvalue", "cdist",
+    "gather", "scatter", "scatter_add", "normalize", "local_response_norm",
+    "cosine_similarity", "scaled_dot_product_attention", "multi_head_attention_forward",
+    "unfold", "fold", "cross", "tril", "triu", "dot", "outer", "kron", "bilinear",
+)  # fmt: skip
+
+
+def _called(*names: str, in_place: bool = False) -> set:
+    """Return whatever goes by one of ``names``: functions, methods, operators."""
+    found: set = set(names)
+    if in_place:
+        found |= {f"{name}_" for name in names}
+    for module in (torch, F, operator, torch.linalg, torch.special):
+        for name in (*names, *(f"{name}_" for name in names)):
+            found.add(getattr(module, name, None))
+    return found - {None}
+
+
+def _layers(*names: str) -> set:
+    """Return torch's modules of these names, for as many dimensions as there are."""
+    every = {
+        f"{name}{dimensions}" for name in names for dimensions in ("", "1d", "2d", "3d")
+    }
+    return {getattr(nn, name) for name in every if hasattr(nn, name)}
+
+
 _TABLES: dict[Callable[[Labels, fx.Node], None], set] = {
-    _activation: {
-        nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.SiLU, nn.GELU,
-        nn.Mish, nn.Softplus, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Hardtanh,
-        nn.Hardswish, nn.Hardsigmoid, nn.PReLU, F.relu, F.relu6, F.leaky_relu, F.elu,
-        F.selu, F.celu, F.silu, F.gelu, F.mish, F.softplus, F.sigmoid, F.logsigmoid,
-        F.tanh, F.hardtanh, F.hardswish, F.hardsigmoid, torch.relu, torch.sigmoid,
-        torch.tanh, torch.exp, torch.sqrt, torch.abs, torch.clamp, torch.square,
-        torch.neg, operator.neg, "relu", "relu_", "sigmoid", "tanh", "exp", "sqrt",
-        "abs", "clamp", "square", "neg",
+    _activation: _called(*_UNARY, in_place=True) | _layers(
+        "ReLU", "ReLU6", "LeakyReLU", "ELU", "SELU", "CELU", "SiLU", "GELU", "Mish",
+        "Softplus", "Softsign", "Softshrink", "Hardshrink", "Tanhshrink", "Threshold",
+        "Sigmoid", "LogSigmoid", "Tanh", "Hardtanh", "Hardswish", "Hardsigmoid", "RReLU",
+    ),
+    _prelu: {nn.PReLU, F.prelu, torch.prelu},
+    _gated: {nn.GLU, F.glu},
+    _softmax: {nn.Softmax, nn.LogSoftmax, nn.Softmin, *_called("softmax", "log_softmax")},
+    _pool: _layers(
+        "MaxPool", "AvgPool", "LPPool", "Upsample", "UpsamplingNearest",
+        "UpsamplingBilinear", "ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad",
+        "CircularPad",
+    ) | {
+        F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
+        F.lp_pool1d, F.lp_pool2d, F.interpolate, F.upsample, torch.max_pool1d,
+        torch.max_pool2d, torch.max_pool3d, torch.avg_pool1d, torch._C._nn.avg_pool2d,
+        torch._C._nn.avg_pool3d,
     },
-    _pool: {
-        nn.MaxPool2d, nn.AvgPool2d,
-        nn.LPPool2d, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d,
-        nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d,
-        F.max_pool2d, F.avg_pool2d,
-        F.interpolate, torch.max_pool2d, torch._C._nn.avg_pool2d,
+    _adaptive_pool: _layers("AdaptiveAvgPool", "AdaptiveMaxPool") | {
+        F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
+        F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
+        torch.adaptive_avg_pool1d,
     },
-    _adaptive_pool: {
-        nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, F.adaptive_avg_pool2d,
-        F.adaptive_max_pool2d,
-    },
-    _reduce: {torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax",
-               "amin"},
-    _conv: {nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
-             nn.ConvTranspose3d, F.conv2d, F.conv_transpose2d},
+    _reduce: _called(*_REDUCING),
+    _extreme: {torch.max, torch.min, "max", "min"},
+    _conv: _layers("Conv", "ConvTranspose") | _CONVOLUTIONS | _TRANSPOSED,
     _linear: {nn.Linear, F.linear},
-    _norm: {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d,
-             nn.InstanceNorm2d, nn.InstanceNorm3d},
+    _norm: _layers("BatchNorm", "InstanceNorm"),
+    _function_norm: {F.batch_norm, F.instance_norm},
     _group_norm: {nn.GroupNorm},
-    _layer_norm: {nn.LayerNorm, F.layer_norm},
-    _add: {operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub,
-            torch.maximum, torch.minimum, "add", "add_", "sub", "sub_"},
-    _multiply: {operator.mul, operator.imul, operator.truediv, operator.itruediv,
-                 operator.pow, torch.mul, torch.div, torch.pow, "mul", "mul_", "div",
-                 "div_", "pow"},
-    _concat: {torch.cat, torch.concat},
+    _layer_norm: {nn.LayerNorm, F.layer_norm, nn.RMSNorm, F.rms_norm},
+    _add: _called(*_COMBINING, in_place=True) | {operator.iadd, operator.isub},
+    _multiply: _called(*_SCALING, in_place=True) | {
+        operator.imul, operator.ipow, operator.truediv, operator.itruediv,
+        operator.floordiv, operator.ifloordiv, operator.mod, operator.imod,
+    },
+    _concat: _called("cat", "concat", "concatenate"),
+    _stack: {torch.stack},
     _pad: {F.pad},
     _padded: {select_channels},
-    _rearrange: {
-        nn.Flatten, nn.ChannelShuffle, F.channel_shuffle, operator.getitem,
-        torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze,
-        torch.permute, torch.transpose, torch.swapaxes, torch.movedim, torch.chunk,
-        torch.split, torch.tensor_split, torch.unbind, torch.narrow, torch.flip,
-        torch.roll, torch.index_select, "flatten", "view", "reshape",
-        "squeeze", "unsqueeze", "permute", "transpose", "swapaxes", "movedim", "chunk",
-        "split", "tensor_split", "unbind", "narrow", "flip", "roll", "expand", "expand_as",
-        "repeat", "index_select", "t",
+    _rearrange: _called(*_MOVING) | {
+        nn.Flatten, nn.Unflatten, nn.ChannelShuffle, F.channel_shuffle,
+        torch.channel_shuffle, operator.getitem, "view", "expand", "expand_as", "repeat",
+        "view_as", "reshape_as",
     },
-    _mix: {nn.PixelShuffle, nn.PixelUnshuffle, F.pixel_shuffle, F.pixel_unshuffle},
+    _mix: _layers("PixelShuffle", "PixelUnshuffle") | {F.pixel_shuffle, F.pixel_unshuffle},
+    _mixing: _called(*_MIXING) | {
+        operator.matmul, nn.MultiheadAttention, nn.LocalResponseNorm, nn.CosineSimilarity,
+        nn.Bilinear, nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.LSTM, nn.GRU,
+        nn.RNN, nn.Softmax2d, nn.Unfold, nn.Fold,
+    },
     # Leave values as they are, so that nothing is recorded of them.
-    _skip: {nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout, F.dropout2d, StochasticDepth,
-             stochastic_depth, "contiguous", "clone", "detach", "float"},
+    _skip: _layers("Identity", "Dropout", "AlphaDropout", "FeatureAlphaDropout") | {
+        F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout,
+        F.feature_alpha_dropout, stochastic_depth, "contiguous", "clone", "detach", "to",
+        "type", "type_as", "float", "half", "double", "bfloat16", torch.clone,
+    },
 }  # fmt: skip
 _RULES = {target: rule for rule, table in _TABLES.items() for target in table}
+# Each number of the result comes of the one at the same place in what it is made of.
+_ONE_BY_ONE = (
+    _TABLES[_activation] | _TABLES[_add] | _TABLES[_multiply] | _TABLES[_skip]
+    | _called("view", "reshape", "squeeze", "unsqueeze", "flatten", "expand", "reshape_as")
+    | {operator.getitem}
+)  # fmt: skip

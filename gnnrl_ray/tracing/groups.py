@@ -18,10 +18,11 @@ from torch import fx, nn
 
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.settings import parse_pattern
+from gnnrl_ray.tracing.check import Reference
 from gnnrl_ray.tracing.effects import follow
 from gnnrl_ray.tracing.labels import Labelled, Labels
 from gnnrl_ray.tracing.operations import FIXED, Layout, Operation
-from gnnrl_ray.tracing.symbolic import closed_in, symbolic
+from gnnrl_ray.tracing.symbolic import closed_in, get_tensor, symbolic, unwrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +70,10 @@ class ChannelGroups:
 
         It shares modules and weights with ``network``.
         """
+        network = unwrapped(network)
         if self._graph is not None and _shares_weights(self._graph, network):
             return self._graph
-        return symbolic(network, self.closed)
+        return symbolic(network, self.input_shape, self.closed)
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -121,6 +123,7 @@ def trace(
     *,
     keep: str | None = None,
     skip_untraceable: bool = False,
+    check: bool = True,
 ) -> ChannelGroups:
     """Find the channel groups of ``network``.
 
@@ -130,34 +133,45 @@ def trace(
         input_shape: (C, H, W) of one image.
         keep: regular expression; groups with a layer whose name it matches stay whole.
         skip_untraceable: leave whole what cannot be traced or is not understood.
+        check: whether the graph returns what the network does, on random images, and as
+            many multiply-accumulates have been counted as torch counts.
 
     Raises:
         TraceError: names the module, the operation and the line that is not understood.
         InputError: ``keep`` is no regular expression, or matches no layer.
     """
-    graph = symbolic(network, skip=skip_untraceable)
-    labels, left = follow(graph, tuple(input_shape), skip_untraceable)
+    input_shape, network = tuple(input_shape), unwrapped(network)
+    reference = Reference.of(network, input_shape)
+    graph = symbolic(network, input_shape, skip=skip_untraceable)
+    labels, left = follow(graph, input_shape, skip_untraceable)
     if keep:
         _keep(labels, keep)
     groups = _Grouping(labels).groups()
-    return replace(
-        groups, fixed_macs=labels.macs_alone(), left=tuple(left), closed=closed_in(graph),
-        _graph=graph,
+    laid = (name for name, layout in groups.layouts.items() if layout.trained)
+    fixed = sum(p.numel() for p in network.parameters())
+    fixed -= sum(get_tensor(graph, name).numel() for name in laid)
+    groups = replace(
+        groups, fixed_macs=labels.macs_alone(), fixed_params=fixed, left=tuple(left),
+        closed=closed_in(graph), _graph=graph,
     )  # fmt: skip
+    if check:
+        reference.check(graph, "the traced graph")
+    if check and not groups.closed:  # what is in those may depend on the image
+        reference.check_macs(sum(op.macs for op in groups.layers) + groups.fixed_macs)
+    return groups
 
 
 def _shares_weights(graph: fx.GraphModule, network: nn.Module) -> bool:
-    """Say whether all tensors and modules of ``graph`` are those of ``network``."""
+    """Say whether all tensors of ``graph`` are those of ``network``."""
     if graph is network:
         return True
-    modules = dict(network.named_modules())
-    called = (str(n.target) for n in graph.graph.nodes if n.op == "call_module")
     there = dict(network.named_parameters(remove_duplicate=False))
     there |= network.named_buffers(remove_duplicate=False)
     here = dict(graph.named_parameters(remove_duplicate=False))
     here |= graph.named_buffers(remove_duplicate=False)
-    return all(graph.get_submodule(name) is modules.get(name) for name in called) and all(
-        there.get(name) is tensor for name, tensor in here.items()
+    constants = graph._non_persistent_buffers_set
+    return all(
+        there.get(name) is tensor for name, tensor in here.items() if name not in constants
     )
 
 
@@ -228,8 +242,8 @@ class _Grouping:
     def _freeze_mixtures(self) -> None:
         """Freeze what is divided by position together with what other layers make.
 
-        The parts of a shuffle, a split or a convolution in groups are of equal size;
-        groups of independent widths would shift their borders.
+        The parts of a shuffle or a convolution in groups are of equal size; groups of
+        independent widths would shift their borders. Those of a split may have any size.
         """
         makers = self._signatures(self._makers, ("made",))
         fixed = np.zeros(len(self._signature), bool)
@@ -255,7 +269,7 @@ class _Grouping:
         self._group = np.full(len(channel), FIXED)
         names: list[str] = []
         widths: list[int] = []
-        whole: dict[str, str] = {}
+        whole = dict(labels.whole_layers)
         for labelled in self._makers:
             name = labelled.operation.module or labelled.operation.name
             made = channel[labelled.made]
@@ -274,17 +288,14 @@ class _Grouping:
             frozen = made[~free[made]]
             if len(frozen):
                 whole[name] = self._reasons.get(int(frozen[0]), "fixed")
-        graph, layouts = labels.graph, labels.layouts
-        laid = [name for name, layout in layouts.items() if layout.layout.trained]
-        every = sum(p.numel() for p in graph.parameters())
         return ChannelGroups(
             tuple(names),
             np.array(widths, int),
             np.ones(len(widths), int),
             tuple(labelled.numbered(number) for labelled in labels.operations),
             labels.input_shape,
-            {name: layout.numbered(number) for name, layout in layouts.items()},
-            every - sum(graph.get_parameter(name).numel() for name in laid),
+            {name: layout.numbered(number) for name, layout in labels.layouts.items()},
+            0,
             0,
             ((),) * len(widths),
             whole,
@@ -299,11 +310,10 @@ def _components(count: int, pairs: list[np.ndarray]) -> np.ndarray:
 
 
 def _moved(labelled: Labelled) -> bool:
-    """Say whether a selection moves channels, and not to where they are."""
-    taken, count = labelled.operation.taken, len(labelled.read)
+    """Say whether a selection changes the order of what it takes."""
+    taken = labelled.operation.taken
     assert taken is not None
-    identity = len(taken) == count and (taken == np.arange(count)).all()
-    return not labelled.operation.padded and not identity
+    return not labelled.operation.padded and bool((np.diff(taken) != 1).any())
 
 
 def _divisions(groups: ChannelGroups, g: int) -> list[np.ndarray]:

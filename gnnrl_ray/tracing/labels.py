@@ -14,7 +14,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from gnnrl_ray.tracing.operations import FIXED, NO_CHANNELS, Layout, Operation
-from gnnrl_ray.tracing.symbolic import ShapeRun, TraceError, describe_node, get_tensor
+from gnnrl_ray.tracing.symbolic import (
+    IMAGES,
+    ShapeRun,
+    TraceError,
+    describe_node,
+    get_tensor,
+)
+
+
+class WholeError(TraceError):
+    """An operation that is understood, and whose channels must all stay."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,7 @@ class Labels:
         alone: nodes that are left whole.
         several: those of them that return several tensors, and the operation they read.
         bare: names of parameters that are read outside of layers.
+        whole_layers: modules with parameters that are left whole, and why.
     """
 
     graph: fx.GraphModule
@@ -102,6 +113,7 @@ class Labels:
     alone: list[fx.Node] = field(default_factory=list)
     several: dict[fx.Node, int] = field(default_factory=dict)
     bare: set[str] = field(default_factory=set)
+    whole_layers: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.node: fx.Node
@@ -117,7 +129,7 @@ class Labels:
     def unite(self, first: Tensor, second: Tensor) -> None:
         """Tie channels pairwise; one that meets a fixed channel stays for ever."""
         if len(first) != len(second):
-            raise self.error(f"{len(first)} channels meet {len(second)}")
+            raise self.whole(f"{len(first)} channels meet {len(second)}")
         pairs = torch.stack([first, second], 1)
         fixed = (pairs == FIXED).any(1)
         self.ties.append(pairs[~fixed].numpy())
@@ -142,25 +154,25 @@ class Labels:
         return value.labels
 
     def shape(self, node: fx.Node) -> torch.Size:
-        """Return the shape of what ``node`` returns, of a batch of one."""
+        """Return the shape of what ``node`` returns, of ``IMAGES`` images."""
         value = self.values[node]
         if not isinstance(value, Tensor):
-            raise self.error("several tensors, or none, where one is expected")
+            raise self.whole("several tensors, or none, where one is expected")
         return value.shape
 
     def stream(self, node: fx.Node, axis: int | None = None) -> Stream:
         """Return the stream of ``node``, with its channels at ``axis`` if one is asked."""
         stream = self.streams.get(node)
         if stream is None:
-            raise self.error("a parameter used outside of a layer")
+            raise self.whole("a parameter used outside of a layer")
         if isinstance(stream, Transit):
-            raise self.error("channels are divided or reordered by position")
+            raise self.whole("channels are divided or reordered by position")
         shape = self.shape(node)
         if axis is None or stream.axis == axis % len(shape):
             return stream
         if (stream.labels == stream.labels[0]).all():  # a single channel has no axis
             return replace(stream, labels=stream.labels[:1].expand(shape[axis]), axis=axis)
-        raise self.error(f"channels are at axis {stream.axis}, not {axis}")
+        raise self.whole(f"channels are at axis {stream.axis}, not {axis}")
 
     def record(
         self, kind: str, inputs: Tensor, outputs: Tensor, axis: int = 1, **facts
@@ -175,7 +187,7 @@ class Labels:
                 parents.append(value.operation)
             elif node in self.several:
                 parents.append(self.several[node])
-        size = self.shape(self.node).numel() // max(1, len(outputs))
+        size = self.shape(self.node).numel() // IMAGES // max(1, len(outputs))
         module = str(self.node.target) if self.node.op == "call_module" else None
         self.streams[self.node] = Stream(outputs, axis, len(self.operations))
         operation = Operation(
@@ -200,7 +212,7 @@ class Labels:
             self.layouts[name] = LabelledLayout(layout, rows, columns)
             return
         if (known.layout.axis, known.layout.groups) != (axis, groups):
-            raise self.error("weights that are used in two different ways")
+            raise self.whole("weights that are used in two different ways")
         self.unite(known.rows, rows)
         if columns is not None and known.columns is not None:
             self.unite(known.columns, columns)
@@ -212,44 +224,54 @@ class Labels:
     def arguments(self, *names: str) -> dict:
         """Return the current node's arguments by name, its nodes replaced by values."""
         given = dict(zip(names, self.node.args, strict=False)) | dict(self.node.kwargs)
+        if "axis" in given:  # as numpy calls it
+            given["dim"] = given.pop("axis")
         return {
             key: fx.node.map_arg(value, lambda n: self.values.get(n, n))
             for key, value in given.items()
         }
 
+    def settings(self, *names: str) -> dict:
+        """Return the current node's arguments by name, or attributes of its module."""
+        if self.node.op != "call_module":
+            return self.arguments("input", *names)
+        module = self.graph.get_submodule(str(self.node.target))
+        return {name: getattr(module, name) for name in names if hasattr(module, name)}
+
     def tensor_names(self) -> dict[str, str]:
         """Return the names of the weight, bias and statistics that the node has."""
         if self.node.op == "call_module":
             module = self.graph.get_submodule(str(self.node.target))
-            return {
-                key: f"{self.node.target}.{key}"
-                for key in ("weight", "bias", "running_mean", "running_var")
-                if getattr(module, key, None) is not None
-            }
+            keys = ("weight", "bias", "running_mean", "running_var")
+            there = [key for key in keys if getattr(module, key, None) is not None]
+            if not module._parameters.keys() | module._buffers.keys() >= set(there):
+                raise self.whole("weights that are computed")
+            return {key: f"{self.node.target}.{key}" for key in there}
         names: dict[str, str] = {}
         given = dict(zip(("weight", "bias"), self.node.args[1:], strict=False))
         for key, node in (given | dict(self.node.kwargs)).items():
             if key in ("weight", "bias") and isinstance(node, fx.Node):
                 if node.op != "get_attr":
-                    raise self.error("weights that are computed")
+                    raise self.whole("weights that are computed")
                 names[key] = str(node.target)
         return names
 
-    def error(self, reason: str) -> TraceError:
-        """Return the error that says where the current node is from, and ``reason``."""
-        return TraceError(describe_node(self.node, reason))
+    def whole(self, reason: str) -> "WholeError":
+        """Return the error that says why what the current node reads cannot be pruned."""
+        return WholeError(describe_node(self.node, reason))
 
-    def leave(self, node: fx.Node) -> None:
+    def leave(self, node: fx.Node, reason: str) -> None:
         """Leave whole all that ``node`` reads and writes."""
         self.alone.append(node)
         for source in node.all_input_nodes:
-            self.freeze_node(source, "read by what is not understood")
+            self.freeze_node(source, reason)
         self.read_bare(*node.all_input_nodes)
         if node.op == "call_module":
             module = self.graph.get_submodule(str(node.target))
-            self.bare.update(
-                f"{node.target}.{name}" for name, _ in module.named_parameters()
-            )
+            names = [name for name, _ in module.named_parameters()]
+            self.bare.update(f"{node.target}.{name}" for name in names)
+            if names:
+                self.whole_layers[str(node.target)] = reason
         value = self.values[node]
         if isinstance(value, Tensor):
             axis = min(1, value.dim() - 1)
@@ -261,8 +283,12 @@ class Labels:
             self.several[node] = max(known, default=-1)
 
     def read_bare(self, *nodes: fx.Node) -> None:
-        """Note which of ``nodes`` are parameters, read by what is no layer."""
-        self.bare.update(str(node.target) for node in nodes if node.op == "get_attr")
+        """Note what parameters ``nodes`` are calculated from: no layer reads them."""
+        for node in nodes:
+            if node.op == "get_attr":
+                self.bare.add(str(node.target))
+            elif node not in self.streams and node not in self.several:
+                self.read_bare(*node.all_input_nodes)
 
     def freeze_bare(self) -> None:
         """Let channels stay whose weights are also read outside of layers."""

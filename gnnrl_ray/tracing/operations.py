@@ -70,6 +70,12 @@ class Operation:
     source: str | None = None
     padded: bool = False
 
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of a layer of the dense network for one image."""
+        inputs = 1 if self.depthwise else len(self.inputs) // self.groups
+        return inputs * len(self.outputs) * self.kernel * self.uses
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:

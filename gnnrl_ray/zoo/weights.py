@@ -7,6 +7,7 @@ file that holds anything else is refused before any of it runs.
 import hashlib
 import io
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 
 import safetensors
@@ -123,32 +124,53 @@ def _read(path: Path | str) -> bytes:
     return Storage(where or ".").read(name)
 
 
-def load_weights(network: nn.Module, path: Path | str) -> None:
+def load_weights(network: nn.Module, path: Path | str, ignored: Iterable[str] = ()) -> None:
     """Load the state dict at ``path`` into ``network``, strictly.
+
+    Args:
+        network: whose weights they are to be.
+        path: a file, or its URI.
+        ignored: keys that may be there beside those of ``network``.
 
     Raises:
         WeightsError: unreadable (see :func:`read_weights`), or of another network; names
-            the first keys that are missing, unknown or of another shape.
+            the first keys that are missing, unknown or of another shape, and selections
+            of other channels than those of ``network``.
     """
     state = read_weights(path)
     expected = network.state_dict()
     wrong = [
         *(f"{key} is missing" for key in expected.keys() - state.keys()),
-        *(f"{key} is unknown" for key in state.keys() - expected.keys()),
+        *(f"{key} is unknown" for key in state.keys() - expected.keys() - set(ignored)),
         *(
             f"{key} has shape {tuple(state[key].shape)}, not {tuple(value.shape)}"
             for key, value in expected.items()
             if key in state and state[key].shape != value.shape
         ),
     ]
-    # Old checkpoints predate the batch counters of normalisation layers.
-    wrong = sorted(w for w in wrong if "num_batches_tracked is missing" not in w)
+    if not wrong:
+        wrong = [
+            f"{key} takes other channels"
+            for key, value in expected.items()
+            if _selects(key) and key in state and not torch.equal(value.cpu(), state[key])
+        ]
+    # Old checkpoints predate the batch counters of normalisation layers, and selections.
+    wrong = sorted(w for w in wrong if not (w.endswith("is missing") and _may_lack(w)))
     if wrong:
         shown = "; ".join(wrong[:3]) + (
             f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         )
         raise WeightsError(f"{path} is not of this {type(network).__name__}: {shown}.")
     network.load_state_dict(state, strict=False)
+
+
+def _selects(key: str) -> bool:
+    """Say whether a tensor says which channels are taken (see ``removal.remove``)."""
+    return key.rpartition(".")[2].startswith("taken_")
+
+
+def _may_lack(key: str) -> bool:
+    return "num_batches_tracked" in key or _selects(key)
 
 
 def save_weights(network: nn.Module, path: Path | str) -> None:

@@ -1,0 +1,155 @@
+"""What a trace, or a removal, must not change: outputs and multiply-accumulates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from gnnrl_ray.tracing.proxies import tensors_in
+from gnnrl_ray.tracing.symbolic import TraceError, evaluating, images_like
+
+_IMAGES = 3  # other than a trace's: nothing may hold for one number of images alone
+_TOLERANCE = 1e-3  # of the largest number; what is wrong is wrong by far more
+_ROUNDING = 1e-14  # of images in double precision
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a network makes of some images.
+
+    Attributes:
+        network: itself.
+        tensors: what stands in place of some of its parameters, by their names.
+        images: [B, C, H, W].
+        outputs: its tensors, in order.
+        macs: multiply-accumulates for one image.
+    """
+
+    network: nn.Module
+    tensors: Mapping[str, Tensor]
+    images: Tensor
+    outputs: list[Tensor]
+    macs: int
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        input_shape: tuple[int, ...],
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> "Reference":
+        """Run ``network`` on random images of ``input_shape`` (C, H, W).
+
+        Args:
+            network: left as it is.
+            input_shape: of one image.
+            tensors: in place of some of its parameters, by their names.
+
+        Raises:
+            TraceError: it does not take such images.
+        """
+        images = images_like(network, input_shape, _IMAGES)
+        images.normal_(generator=torch.Generator(images.device).manual_seed(0))
+        try:
+            with FlopCounterMode(display=False) as counter:
+                outputs = _run(network, images, tensors or {})
+        except Exception as error:
+            reason = str(error).split("\n")[0]
+            raise TraceError(
+                f"the network cannot be run on an image of shape {input_shape}: {reason}"
+            ) from error
+        return cls(
+            network,
+            tensors or {},
+            images,
+            outputs,
+            counter.get_total_flops() // 2 // len(images),
+        )
+
+    def check(self, other: nn.Module, what: str) -> None:
+        """Raise a :class:`TraceError` if ``other`` (``what`` it is) returns otherwise."""
+        try:
+            outputs = _run(other, self.images, {})
+        except Exception as error:
+            reason = str(error).split("\n")[0]
+            raise TraceError(
+                f"{what} cannot be run on {_IMAGES} images: {reason}"
+            ) from error
+        difference = _difference(outputs, self.outputs)
+        if difference > _TOLERANCE:
+            difference = self._difference_in_double(other, difference)
+        if difference > _TOLERANCE:
+            raise TraceError(
+                f"{what} returns something else than the network, by {difference:.1%} of "
+                "its largest output: something in its code has not been understood. "
+                "Please report it."
+            )
+
+    def _difference_in_double(self, other: nn.Module, difference: float) -> float:
+        """Compare once more: a hundred layers may have made that of rounding.
+
+        Where they make as much of images that are changed by rounding alone, nothing can be
+        said, and the difference is none.
+        """
+        try:
+            images = self.images.double()
+            tensors = _in_double(self.network, self.tensors)
+            ours = _run(other, images, _in_double(other, {}))
+            theirs = _run(self.network, images, tensors)
+            shaken = _run(self.network, images * (1 + _ROUNDING), tensors)
+            difference = _difference(ours, theirs)
+            return difference if difference > 10 * _difference(shaken, theirs) else 0.0
+        except Exception:  # code that insists on its own format
+            return difference
+
+    def check_macs(self, counted: int) -> None:
+        """Raise a :class:`TraceError` if not as many multiply-accumulates were counted."""
+        if counted != self.macs:
+            raise TraceError(
+                f"{counted:,} multiply-accumulates have been counted where the network has "
+                f"{self.macs:,}: something in its code has not been understood. Please "
+                "report it."
+            )
+
+
+def _run(network: nn.Module, images: Tensor, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    with evaluating(network), torch.no_grad():
+        return tensors_in(functional_call(network, dict(tensors), (images.clone(),)))
+
+
+def trains(network: nn.Module, reference: Reference) -> bool:
+    """Say whether ``network`` takes images in training, too, where it may do more."""
+    modes = [(module, module.training) for module in network.modules()]
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            functional_call(network.train(), buffers, (reference.images.clone(),))
+    except Exception:
+        return False
+    finally:
+        for module, training in modes:
+            module.training = training
+    return True
+
+
+def _in_double(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    every = dict(network.named_parameters()) | dict(network.named_buffers()) | tensors
+    return {name: t.double() if t.is_floating_point() else t for name, t in every.items()}
+
+
+def _difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """Return the largest difference, as a share of the largest number."""
+    if [t.shape for t in ours] != [t.shape for t in theirs]:
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        if a.numel() and not torch.equal(a, b):
+            finite = b.isfinite()
+            if not torch.equal(finite, a.isfinite()):
+                return float("inf")
+            a, b = a[finite].double(), b[finite].double()
+            worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)))
+    return worst
