@@ -28,7 +28,8 @@ class Source(Checked):
 
     network: str | None = setting(
         "resnet20",
-        f"One of: {', '.join(NETWORKS)}, torchvision:NAME or package.module:callable.",
+        f"One of: {', '.join(NETWORKS)}, torchvision:NAME, timm:NAME or "
+        "package.module:callable.",
     )
     dataset: str = setting(
         EMBEDDED, f"One of: {', '.join(DATASETS)} ({EMBEDDED} is embedded)."

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from gnnrl_ray import accuracy, load_data, load_network
+from gnnrl_ray.errors import InputError
 from gnnrl_ray.zoo import NETWORKS, WeightsError, build_network
 from gnnrl_ray.zoo.resnet import ResNet, Shortcut
 from gnnrl_ray.zoo.weights import load_weights, weights_path
@@ -170,3 +171,29 @@ def test_published_accuracy(name, percent):
     assert name in NETWORKS
     network = load_network(name, "cifar10").to(memory_format=torch.channels_last)
     assert round(100 * accuracy(network, load_data("cifar10").test), 2) == percent
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["os:system", "builtins:len", "math:sqrt", ".x:y", "torch.nn:Linear", "nowhere:f",
+     "os:nothing", "os.path:sep", "torch.nn:ReLU.x", ":", "a:", ":b", "", "timm:",
+     "timm:no_such", "timm:hf-hub:somebody/something", "torchvision:", "torchvision:none"],
+)  # fmt: skip
+def test_what_is_no_network_is_refused_in_one_line(name):
+    with pytest.raises(InputError) as error:
+        build_network(name)
+    assert "\n" not in str(error.value)
+
+
+def test_networks_of_timm_have_the_classes_that_are_asked_for():
+    pytest.importorskip("timm")
+    assert build_network("timm:resnet10t", 7).get_classifier().out_features == 7
+
+
+def test_classes_are_given_through_keywords(tmp_path, monkeypatch):
+    (tmp_path / "mine_of_keywords.py").write_text(
+        "import torch\ndef build(**kwargs):\n"
+        "    return torch.nn.Linear(1, kwargs['num_classes'])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert build_network("mine_of_keywords:build", 7).out_features == 7

@@ -355,6 +355,8 @@ def insert_masks(
     for op in readers:
         node = nodes[op.name]
         source = node.all_input_nodes[0]
+        if op.padded and source.name != op.source:
+            continue  # reads what another has padded, from zeros
         # As many axes follow a layer's inputs as its kernel has.
         kernel = 2 if op.weight is None else get_tensor(graph, op.weight).dim() - 2
         ones, name = torch.ones(len(op.inputs), *[1] * kernel, dtype=dtype), op.name

@@ -64,7 +64,9 @@ def _follow_node(flow: Labels, node: fx.Node, skip: bool) -> list[str]:
             flow.read_bare(*sources)
         return []
     if not inputs:
-        return []  # calculated from parameters; what reads it will say what that means
+        # Calculated from parameters; what reads it will say what that means.
+        flow.alone.append(node)
+        return []
     # What only reads channels that are fixed can do nothing to any.
     free = any((flow.labels_of(n) != FIXED).any() for n in inputs)
     try:

@@ -37,17 +37,17 @@ NETWORKS: dict[str, Callable[[int, bool], nn.Module]] = {
 
 
 def is_ours(name: str) -> bool:
-    """Say whether building ``name`` runs no code but this package's and torchvision's."""
-    return name in NETWORKS or name.startswith("torchvision:")
+    """Say whether ``name`` runs no code but that of this package, torchvision and timm."""
+    return name in NETWORKS or name.startswith(("torchvision:", "timm:"))
 
 
 def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> nn.Module:
     """Return the untrained network ``name`` with ``num_classes`` outputs.
 
     Args:
-        name: one of ``NETWORKS``; ``torchvision:NAME``; or ``package.module:callable``,
-            which is called with ``num_classes`` if it takes that, and without arguments
-            if not.
+        name: one of ``NETWORKS``; ``torchvision:NAME``; ``timm:NAME``; or
+            ``package.module:callable``, which is called with ``num_classes`` if it takes
+            that, and without arguments if not.
         num_classes: outputs of the classifier.
         image_size: side of the images; up to 64 pixels, ``NETWORKS`` that were made for
             ImageNet halve them less often.
@@ -61,8 +61,8 @@ def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> nn.
     if not colon:
         known = ", ".join(NETWORKS)
         raise InputError(
-            f"unknown network {name!r}; known: {known}; or torchvision:NAME, or "
-            "package.module:callable."
+            f"unknown network {name!r}; known: {known}; or torchvision:NAME, timm:NAME, "
+            "or package.module:callable."
         )
     if source == "torchvision":
         try:
@@ -73,15 +73,40 @@ def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> nn.
                 "torchvision.models.list_models()."
             ) from error
         return build(weights=None, num_classes=num_classes)
+    if source == "timm":
+        return _build_of_timm(attribute, num_classes)
     build = _import(source, attribute)
     try:
         takes = inspect.signature(build).parameters
     except ValueError:  # of some that are written in C
         takes = {}
-    network = build(num_classes=num_classes) if "num_classes" in takes else build()
+    kinds = {parameter.kind for parameter in takes.values()}
+    classes = "num_classes" in takes or inspect.Parameter.VAR_KEYWORD in kinds
+    try:
+        network = build(**({"num_classes": num_classes} if classes else {}))
+    except Exception as error:
+        raise InputError(
+            f"{name} cannot be called {'with' if classes else 'without'} num_classes: "
+            f"{type(error).__name__}: {error}."
+        ) from error
     if not isinstance(network, nn.Module):
         raise InputError(f"{name} returned a {type(network).__name__}, not an nn.Module.")
     return network
+
+
+def _build_of_timm(name: str, num_classes: int) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(
+            f"timm:{name} needs timm: pip install 'gnnrl-ray[timm]'."
+        ) from error
+    # Of its own alone: other names are addresses that it would fetch from.
+    if name not in timm.list_models():
+        raise InputError(
+            f"timm has no network {name!r}; it lists its own with timm.list_models()."
+        )
+    return timm.create_model(name, num_classes=num_classes)
 
 
 def _import(module: str, attribute: str) -> Callable[..., object]:
@@ -89,8 +114,10 @@ def _import(module: str, attribute: str) -> Callable[..., object]:
     sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError as error:
-        raise InputError(f"cannot import {module!r}: {error}.") from error
+    except Exception as error:  # whatever that module does
+        raise InputError(
+            f"cannot import {module!r}: {type(error).__name__}: {error}."
+        ) from error
     finally:
         sys.path.pop(0)
     if not callable(found):
