@@ -31,6 +31,7 @@ from gnnrl_ray.display.report import (
 )
 from gnnrl_ray.errors import GnnrlError, InputError, Notice
 from gnnrl_ray.graph.hierarchy import HierarchicalGraph
+from gnnrl_ray.interrupts import stop_on_signals
 from gnnrl_ray.jobs.finetuning import finetune
 from gnnrl_ray.jobs.searching import Search, device_of
 from gnnrl_ray.jobs.trackers import Trackers
@@ -45,7 +46,7 @@ from gnnrl_ray.source import EMBEDDED, EMBEDDED_EPOCHS, Source, training_steps
 from gnnrl_ray.storage import Storage
 from gnnrl_ray.tracing.groups import trace
 from gnnrl_ray.zoo import build_network
-from gnnrl_ray.zoo.weights import weights_path
+from gnnrl_ray.zoo.weights import hash_of, weights_path
 
 app = typer.Typer(
     help="Find how many channels each layer of a CNN keeps, and remove the others.",
@@ -62,8 +63,9 @@ DeviceOption = Annotated[
     str | None, typer.Option(help="cpu or cuda:N; default: a GPU if there is one.")
 ]
 RunArgument = Annotated[str, typer.Argument(help="Run directory of a search, or its URI.")]
+TrustOption = Annotated[bool, typer.Option(help="Use code and URIs that run.json names.")]
 QuietOption = Annotated[bool, typer.Option(help="Say nothing while it goes on.")]
-RateOption = Annotated[float, typer.Option(help="Peak learning rate.")]
+RateOption = Annotated[float, typer.Option(min=0, max=1e3, help="Peak learning rate.")]
 BatchOption = Annotated[int, typer.Option(min=2, help="Images in one step.")]
 
 
@@ -116,6 +118,7 @@ def search_command(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
+    trust: TrustOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -126,6 +129,7 @@ def search_command(
     done = 0
     if resume:
         run = Run.open(resume)
+        run.check_trust(source, trust)
         about = run.source.continued(source, resume)
         wanted, done = run.settings.continued(settings, resume), len(run.journal)
     else:
@@ -249,7 +253,7 @@ def sweep_command(
 @app.command("finetune")
 def finetune_command(
     run: RunArgument,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 100,
+    epochs: Annotated[int, typer.Option(min=1, max=10**5, help="Over the data.")] = 100,
     lr: RateOption = 0.05,
     batch_size: BatchOption = 128,
     seed: Annotated[int, typer.Option(help="Of order and augmentation.")] = 0,
@@ -262,8 +266,9 @@ def finetune_command(
     ] = None,
     device: DeviceOption = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the data, if not that of the search.")
+        str | None, typer.Option(help="Folder of the data, if not that of the search.")
     ] = None,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune the winner of a search; what is reported is the last epoch."""
@@ -271,7 +276,7 @@ def finetune_command(
         known = ", ".join(map(repr, PRECISIONS[1:]))
         raise InputError(f"--precision {precision!r} is not one of {known}.")
     opened = Run.open(run)
-    network, data, costs = _of_run(opened, data_dir)
+    network, data, costs = _of_run(opened, {"data_dir": data_dir}, trust)
     _finetune_shown(
         opened, network, data, costs, epochs=epochs, lr=lr, batch_size=batch_size,
         seed=seed, device=device, precision=precision,
@@ -279,10 +284,12 @@ def finetune_command(
     _show_measures(network, data, costs, as_json, opened)
 
 
-def _of_run(run: Run, data_dir: Path | None) -> tuple[nn.Module, Data, Costs]:
-    """Load what a run is about; it is traced once."""
-    changes = {"data_dir": str(data_dir)} if data_dir else {}
-    network, data = run.source.continued(changes, str(run.storage)).load()
+def _of_run(run: Run, given: dict, trust: bool) -> tuple[nn.Module, Data, Costs]:
+    """Load what a run is about, if that may be; it is traced once."""
+    given = {name: value for name, value in given.items() if value is not None}
+    run.check_trust(given, trust)
+    network, data = run.source.continued(given, str(run.storage)).load()
+    run.check({"weights": hash_of(network), "data": data.digest()})
     return network, data, Costs(trace(network, data.input_shape, **run.settings.tracing))
 
 
@@ -298,8 +305,7 @@ def _finetune_shown(
                      on_step=advance, **settings)  # fmt: skip
         except KeyboardInterrupt:
             again = shlex.join(["gnnrl-ray", "finetune", str(run.storage)])
-            trained = f"{run.storage}/finetuned.safetensors"
-            _stop(f"what has been trained so far is in {trained}; start over with: {again}")
+            _stop(f"what is trained is in finetuned.safetensors; start over with: {again}")
 
 
 @app.command("evaluate")
@@ -309,15 +315,15 @@ def evaluate_command(
     run: Annotated[
         str | None, typer.Argument(help="Run directory of a search; or use --network.")
     ] = None,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure accuracy, MACs and parameters: pruned beside dense."""
-    if (run is None) == ("network" not in source):
-        raise InputError("give a run directory or --network, one of the two.")
+    if run is None and "network" not in source:
+        raise InputError("give a run directory, or --network.")
     if run is not None:
         opened = Run.open(run)
-        opened.source.continued(source, run)
-        _show_measures(*_of_run(opened, source.get("data_dir")), as_json, opened)
+        _show_measures(*_of_run(opened, source, trust), as_json, opened)
         return
     network, data = Source(**source).load()
     costs = Costs(trace(network, data.input_shape, skip_untraceable=True))
@@ -344,7 +350,8 @@ def _show_measures(
 def train_command(
     source: dict,
     epochs: Annotated[
-        float, typer.Option(min=0.001, help="Passes over the data; may be a fraction.")
+        float,
+        typer.Option(min=0.001, max=1e5, help="Passes over the data; may be a fraction."),
     ] = 200,
     lr: RateOption = 0.05,
     batch_size: BatchOption = 128,
@@ -383,7 +390,7 @@ def inspect_command(
     input_shape: Annotated[
         str, typer.Option(metavar="C,H,W", help="Of one image.")
     ] = "3,32,32",
-    classes: Annotated[int, typer.Option(min=1, help="Outputs of the classifier.")] = 10,
+    classes: Annotated[int, typer.Option(min=1, max=10**6, help="Of the network.")] = 10,
     keep: Annotated[
         str | None, typer.Option(metavar="REGEX", help="As for `gnnrl-ray search`.")
     ] = None,
@@ -419,17 +426,14 @@ def inspect_command(
     print(f"{network}: {facts['macs']:,} MACs, {facts['params']:,} parameters")
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
-    errors.print(f"Note: {message}")
-
-
 def main() -> None:
     """Run a command; say in one line what its user can mend, if anything is wrong."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Those of libraries are about what is meant to be so.
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("always", category=Notice)
-    warnings.showwarning = _show_warning
+    warnings.showwarning = lambda message, *_: errors.print(f"Note: {message}")
+    stop_on_signals()
     try:
         app()
     except GnnrlError as error:

@@ -6,8 +6,12 @@ and normalisation happen on whole batches.
 Axis letters: N images, H height, W width, C channels, B batch.
 """
 
+import hashlib
+import math
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -26,6 +30,7 @@ _VALIDATION_SIZE = 5000
 _CROP_PADDING = 4
 # The split is part of the protocol, so it does not follow the seed of a search.
 _SPLIT_SEED = 0
+_LARGEST = 2**30  # bytes of one array; CIFAR's largest has 1.5e8
 
 
 class DataError(InputError):
@@ -49,6 +54,15 @@ class Split:
     mean: Tensor
     std: Tensor
     flip: bool
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.dim() != 4:
+            raise DataError(f"images must be uint8 [N, H, W, C], not {_kind(images)}.")
+        if labels.dtype != torch.int64 or labels.dim() != 1:
+            raise DataError(f"labels must be int64 [N], not {_kind(labels)}.")
+        if len(images) != len(labels):
+            raise DataError(f"{len(images)} images have {len(labels)} labels.")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -152,6 +166,28 @@ class Data:
         height, width, channels = self.train.images.shape[1:]
         return channels, height, width
 
+    def check(self) -> None:
+        """Raise a :class:`DataError` if a split is empty, or has labels of no class."""
+        for name in ("train", "validation", "holdout", "test"):
+            split: Split = getattr(self, name)
+            if len(split) < 2:
+                raise DataError(f"{self.name}: {len(split)} images are too few to {name}.")
+            least, most = int(split.labels.min()), int(split.labels.max())
+            if least < 0 or most >= self.classes:
+                raise DataError(
+                    f"{self.name}: labels of the {name} images are in {least}..{most}, "
+                    f"but there are {self.classes} classes, 0..{self.classes - 1}."
+                )
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the images and labels of training and validation."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation):
+            for tensor in (split.images, split.labels):
+                digest.update(str(tuple(tensor.shape)).encode())
+                digest.update(tensor.cpu().contiguous().numpy())
+        return digest.hexdigest()
+
     def to(self, device: torch.device | str) -> "Data":
         """Return the same data set on ``device``."""
         moved = {
@@ -200,7 +236,9 @@ def load_data(
         size = min(_VALIDATION_SIZE, len(train) // 10)
         held, seen = test, train.take(order[:size].sort()[0])
         train = train.take(order[size:].sort()[0])
-    return Data(name, classes, validation, train, seen, held, test)
+    data = Data(name, classes, validation, train, seen, held, test)
+    data.check()
+    return data
 
 
 def _cifar(name: str, classes: int, folder: Path) -> tuple[Split, Split, int]:
@@ -210,10 +248,13 @@ def _cifar(name: str, classes: int, folder: Path) -> tuple[Split, Split, int]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {
-                key: torch.from_numpy(file[key])
+                key: torch.from_numpy(_array(file, key))
                 for key in ("x_train", "y_train", "x_test", "y_test")
             }
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        *(OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedError),
+        *(zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, MemoryError),
+    ) as error:
         raise DataError(
             f"{path} is damaged ({error}); delete it and run again to fetch it anew."
         ) from error
@@ -222,6 +263,23 @@ def _cifar(name: str, classes: int, folder: Path) -> tuple[Split, Split, int]:
     train = Split(arrays["x_train"], arrays["y_train"], mean, std, flip=True)
     test = Split(arrays["x_test"], arrays["y_test"], mean, std, flip=True)
     return train, test, classes
+
+
+def _array(file: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
+    """Return an array, once it is known not to be larger than any that is meant."""
+    with file.zip.open(f"{key}.npy") as header:
+        version = np.lib.format.read_magic(header)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else (
+            np.lib.format.read_array_header_2_0
+        )  # fmt: skip
+        shape, _, dtype = read(header)
+    if math.prod(shape) * dtype.itemsize > _LARGEST:
+        raise ValueError(f"{key} would take {math.prod(shape) * dtype.itemsize:,} bytes")
+    return file[key]
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _download_cifar(path: Path) -> None:

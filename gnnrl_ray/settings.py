@@ -19,6 +19,9 @@ from typing import Any, ClassVar, Self, get_args, get_type_hints
 
 from gnnrl_ray.errors import InputError
 
+_TOO_LARGE = 2**53  # of what is counted
+_MOST_PIXELS = 2**26  # of one image: 100 times those of a photograph for ImageNet
+
 BUDGETS = ("flops", "params", "activations")
 PRECISIONS = ("plain", "float32", "bfloat16")
 TIMEOUTS = ("fit", "penalty")
@@ -158,6 +161,8 @@ def _checked(owner: type[Checked], field: dataclasses.Field, value: Any) -> Any:
     if choices and plain not in choices:
         known = ", ".join(map(repr, choices))
         raise InputError(f"{option} {value!r} is not one of {known}.")
+    if kind is int and plain >= _TOO_LARGE:
+        raise InputError(f"{option} {value!r} must be below {_TOO_LARGE}.")
     if "least" in facts and not plain >= facts["least"]:
         raise InputError(f"{option} {value!r} must be at least {facts['least']}.")
     if "above" in facts and not plain > facts["above"]:
@@ -222,8 +227,10 @@ def parse_shape(given: str) -> tuple[int, int, int]:
         InputError: it is not that.
     """
     parts = given.replace("x", ",").split(",")
-    if len(parts) == 3 and all(p.strip().isdecimal() and int(p) > 0 for p in parts):
-        return int(parts[0]), int(parts[1]), int(parts[2])
+    if len(parts) == 3 and all(p.strip().isdecimal() and len(p) < 9 for p in parts):
+        shape = int(parts[0]), int(parts[1]), int(parts[2])
+        if 0 < math.prod(shape) <= _MOST_PIXELS:
+            return shape
     raise InputError(f"--input-shape {given!r} is not C,H,W such as 3,224,224.")
 
 

@@ -34,6 +34,13 @@ class Storage:
             raise InputError(f"cannot use {self._where} as a folder: {error}") from None
         is_local = isinstance(self._files, LocalFileSystem)
         self.local = Path(self._root) if is_local else None
+        if self.local is None:
+            try:
+                self._files.exists(self._root)
+            except Exception as error:  # each kind has its own: no access, no such bucket
+                raise InputError(
+                    f"cannot use {self._where} as a folder: {error}"
+                ) from error
 
     def __str__(self) -> str:
         return self._where.rstrip("/")
@@ -44,6 +51,13 @@ class Storage:
         if name:
             return self._files.isfile(f"{self._root}/{name}")
         return self._files.exists(self._root) and bool(self._files.ls(self._root, False))
+
+    def names(self) -> set[str]:
+        """Return the names of the files and directories in it."""
+        self._files.invalidate_cache()
+        if not self._files.exists(self._root):
+            return set()
+        return {Path(path).name for path in self._files.ls(self._root, False)}
 
     def read(self, name: str) -> bytes:
         """Return what is in the file.
@@ -77,9 +91,24 @@ class Storage:
         """Copy a local directory to ``name``."""
         self._files.put(f"{directory}/", f"{self._root}/{name}/", recursive=True)
 
-    def delete(self) -> None:
-        """Delete it with all that is in it."""
-        self._files.rm(self._root, recursive=True)
+    def move(self, name: str, to: str) -> None:
+        """Give a file or directory another name, if there is one of this."""
+        if self.local is not None:
+            if (self.local / name).exists():
+                (self.local / to).parent.mkdir(parents=True, exist_ok=True)
+                (self.local / name).replace(self.local / to)
+            return
+        self._files.invalidate_cache()
+        for path in self._files.find(f"{self._root}/{name}"):
+            rest = path.rpartition(f"{self._root}/{name}")[2]
+            self._files.cp_file(path, f"{self._root}/{to}{rest}")
+        self.remove(name)
+
+    def remove(self, name: str) -> None:
+        """Delete a file, or a directory with all that is in it, if there is one."""
+        self._files.invalidate_cache()
+        if self._files.exists(f"{self._root}/{name}"):
+            self._files.rm(f"{self._root}/{name}", recursive=True)
 
 
 def _write_through(path: Path, mode: str, content: bytes) -> None:

@@ -228,9 +228,15 @@ def test_a_network_of_ones_own_from_training_to_evaluation(command, mine):
     assert code == 0, err
     best = json.loads(Path("run/best.json").read_text())
     assert best["groups"] == {"2": 4}
-    code, out, err = command("evaluate", "run", "--json")
-    assert code == 0, err
-    assert json.loads(out)["finetuned"]["macs"] == best["macs"]
+    for words in (("evaluate", "run"), ("finetune", "run"), ("search", "--resume", "run")):
+        code, _, err = command(*words)  # it is ours, but that nobody knows
+        assert code == 2
+        assert f"its network is {name}" in err
+        assert "--trust" in err
+    for words in (("--trust",), ("--network", name)):
+        code, out, err = command("evaluate", "run", "--json", *words)
+        assert code == 0, err
+        assert json.loads(out)["finetuned"]["macs"] == best["macs"]
 
 
 @pytest.mark.parametrize(

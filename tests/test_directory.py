@@ -147,6 +147,64 @@ def test_overwrite_spares_folders_that_are_no_runs(tmp_path):
     assert (tmp_path / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"settings": 3}', "{" * 10**5])
+def test_overwrite_spares_what_only_looks_like_a_run(tmp_path, content):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(RunError):
+        Run.create(tmp_path, SearchSettings(), Source(), 10, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"thesis.tex", "run.json"}
+
+
+def test_what_is_overwritten_comes_back_unless_something_takes_its_place(tmp_path):
+    first = Run.create(tmp_path, SearchSettings(), Source(), 10)
+    first.journal.append(0, Outcome((1,), 1, 1, 0.5, -0.5, 1.0))
+    (tmp_path / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    Run.create(tmp_path, SearchSettings(seed=1), Source(), 10, overwrite=True).replace()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()
+            if path.is_file()} == before  # fmt: skip
+    second = Run.create(tmp_path, SearchSettings(seed=1), Source(), 10, overwrite=True)
+    second.journal.append(0, Outcome((2,), 1, 1, 0.25, -0.75, 1.0))
+    second.replace()
+    assert Run.open(tmp_path).settings.seed == 1
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"notes.txt", "run.json", "journal.jsonl"}
+
+
+def test_other_weights_or_data_are_refused(tmp_path):
+    hashes = {"weights": "a" * 64, "data": "b" * 64}
+    Run.create(tmp_path, SearchSettings(), Source(), 10, hashes)
+    run = Run.open(tmp_path)
+    run.check(hashes)
+    for what in hashes:
+        with pytest.raises(RunError, match=f"the {what} are not those .* started with"):
+            run.check(hashes | {what: "c" * 64})
+
+
+def test_a_run_directory_runs_no_code_of_its_own(tmp_path):
+    for source in (Source(network="evil:f"), Source(weights="http://there/w.pt"),
+                   Source(data_dir="s3://there/data")):  # fmt: skip
+        folder = tmp_path / str(hash(source))
+        run = Run.create(folder, SearchSettings(), source, 10)
+        with pytest.raises(RunError, match="--trust"):
+            run.check_trust({}, trust=False)
+        run.check_trust({}, trust=True)
+        run.check_trust(vars(source), trust=False)  # said again
+
+
+def test_journals_of_other_networks_are_named(network, groups, tmp_path):
+    budget = Budget(groups, {"flops": 0.5})
+    run = Run.create(tmp_path, SearchSettings(), Source(), 10)
+    widths = tuple(int(width) for width in groups.widths)
+    macs = budget.costs.dense
+    run.journal.append(0, Outcome(widths, macs, 1, 0.5, -0.5, 1.0))
+    Run.open(tmp_path).check_journal(budget)
+    run.journal.append(1, Outcome(widths, macs - 1, 1, 0.5, -0.5, 1.0))
+    with pytest.raises(RunError, match=r"episode 1 .* is not of this network"):
+        Run.open(tmp_path).check_journal(budget)
+
+
 def test_damaged_and_missing_files_are_named(finished, tmp_path):
     folder, _ = finished
     with pytest.raises(RunError, match=r"no run\.json"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.networks import count_macs
-from helpers.widths import random_widths
+from helpers.widths import cut, random_widths
 from torch import nn
 
 from gnnrl_ray import Costs, HierarchicalGraph, mask, prune
@@ -228,7 +228,7 @@ def check_left_whole(network, groups):
     assert {"conv", "second"} & set(groups.whole)
     costs = Costs(groups)
     assert costs.macs(groups.widths) == count_macs(network, (3, 8, 8))
-    same = prune(network, groups, groups.widths)
+    same = cut(network, groups, groups.widths)
     assert costs.params(groups.widths) == sum(p.numel() for p in same.parameters())
 
 

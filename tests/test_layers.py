@@ -10,7 +10,7 @@ import gnnrl_ray
 PACKAGE = Path(gnnrl_ray.__file__).parent
 # Wings and rooms of the ground floor, from the bottom to the top.
 ORDER = [
-    *("errors", "home", "settings", "storage", "zoo", "data"),
+    *("errors", "interrupts", "home", "settings", "storage", "zoo", "data"),
     *("tracing", "pruning", "graph", "scoring", "source", "run"),
     *("actors", "agent", "methods", "jobs", "display", "options", "cli", "__main__"),
 ]

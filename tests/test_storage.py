@@ -47,11 +47,20 @@ def test_directories_are_copied(where, tmp_path):
         assert folder.read("events/deeper/x") == b"x"
 
 
-def test_nothing_is_left_once_deleted(where):
+def test_files_and_directories_are_moved_and_removed(where, tmp_path):
     folder = Storage(where)
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events/x").write_text("x")
     folder.write("a", b"x")
-    folder.delete()
-    assert not folder.exists()
+    folder.copy(tmp_path / "events", "events")
+    for name in ("a", "events", "nothing"):
+        folder.move(name, f"aside/{name}")
+    assert folder.names() == {"aside"}
+    assert folder.read("aside/a") == folder.read("aside/events/x") == b"x"
+    folder.move("aside/a", "a")
+    for name in ("aside", "nothing"):
+        folder.remove(name)
+    assert folder.names() == {"a"}
 
 
 def test_only_local_ones_have_a_path(tmp_path):

@@ -17,8 +17,8 @@ FAMILIES = """
     byobnet convmixer convnext cspnet cspnext densenet dla dpn edgenext efficientnet
     fasternet fastvit focalnet ghostnet hardcorenas hgnet hrnet inception_next
     inception_resnet_v2 inception_v3 inception_v4 lcnetv2 mambaout mobilenetv3 nasnet nfnet
-    pnasnet rdnet regnet repghost repvit res2net resnest resnet resnetv2 rexnet selecsls senet
-    sknet starnet tresnet vgg vovnet xception xception_aligned
+    pnasnet rdnet regnet repghost repvit res2net resnest resnet resnetv2 rexnet selecsls
+    senet sknet starnet tresnet vgg vovnet xception xception_aligned
 """
 FEW = (
     "resnet10t", "tf_mobilenetv3_small_minimal_100", "ghostnet_050", "repghostnet_050",

@@ -6,6 +6,7 @@ from torch import nn
 
 from gnnrl_ray.data import Data
 from gnnrl_ray.run.directory import Run
+from gnnrl_ray.run.lock import locked
 from gnnrl_ray.scoring.training import steps_per_epoch, train
 
 
@@ -50,15 +51,16 @@ def finetune(
 
     steps = epochs * steps_per_epoch(data.train, batch_size)
     device = next(network.parameters()).device
-    try:
-        train(
-            network, data.train.to(device), steps=steps, lr=lr, batch_size=batch_size,
-            seed=seed, precision=precision, on_step=count,
-        )  # fmt: skip
-    finally:
-        run.save_network("finetuned", network.eval())
-        run.write_json(
-            "finetune.json",
-            {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed,
-             "precision": precision, "steps": steps, "steps_done": done},
-        )  # fmt: skip
+    with locked(run.storage):
+        try:
+            train(
+                network, data.train.to(device), steps=steps, lr=lr, batch_size=batch_size,
+                seed=seed, precision=precision, on_step=count,
+            )  # fmt: skip
+        finally:
+            run.save_network("finetuned", network.eval())
+            run.write_json(
+                "finetune.json",
+                {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed,
+                 "precision": precision, "steps": steps, "steps_done": done},
+            )  # fmt: skip

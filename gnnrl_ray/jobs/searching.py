@@ -12,12 +12,15 @@ from gnnrl_ray.errors import InputError
 from gnnrl_ray.methods import method_of
 from gnnrl_ray.pruning.budget import Budget, BudgetError
 from gnnrl_ray.run.directory import Run
+from gnnrl_ray.run.lock import locked
 from gnnrl_ray.run.task import OnEpisode, OnStatus, Task
 from gnnrl_ray.scoring.objective import Objective
 from gnnrl_ray.scoring.outcome import Outcome
 from gnnrl_ray.settings import SearchSettings, unknown_setting
 from gnnrl_ray.source import Source
+from gnnrl_ray.storage import Storage
 from gnnrl_ray.tracing.groups import trace
+from gnnrl_ray.zoo.weights import hash_of
 
 
 def search(
@@ -103,6 +106,7 @@ class Search:
         settings: SearchSettings,
         source: Source | None = None,
     ) -> None:
+        data.check()
         self._network, self._data, self._settings = network, data, settings
         self._source = source or Source(
             network=None, dataset=data.name, validation=data.protocol
@@ -125,15 +129,31 @@ class Search:
         """Search; see :func:`search`."""
         data, settings, source = self._data, self._settings, self._source
         objective = Objective.of(self._network, self.groups, data, settings)
-        folder = out or f"runs/{settings.method}"
+        hashes = {"weights": hash_of(self._network), "data": data.digest()}
+        storage = Storage(out or f"runs/{settings.method}")
         if resume:
-            run = Run.open(folder)
-            about = vars(source)
-            if source.network is None:  # who passes a network on need not say which
-                about = {name: about[name] for name in ("dataset", "validation")}
-            run.continue_with(vars(settings), about, data.classes)
-        else:
-            run = Run.create(folder, settings, source, data.classes, overwrite)
+            Run.open(storage)  # or there is nothing to lock
+        with locked(storage):
+            if resume:
+                run = Run.open(storage)
+                about = vars(source)
+                if source.network is None:  # who passes a network on need not say which
+                    about = {name: about[name] for name in ("dataset", "validation")}
+                run.continue_with(vars(settings), about, data.classes)
+                run.check(hashes)
+                run.check_journal(objective.budget)
+            else:
+                run = Run.create(storage, settings, source, data.classes, hashes, overwrite)
+            try:
+                return self._run(run, objective, on_episode, on_status)
+            finally:
+                run.replace()
+
+    def _run(
+        self, run: Run, objective: Objective, on_episode: OnEpisode | None,
+        on_status: OnStatus | None,
+    ) -> Outcome:  # fmt: skip
+        settings = run.settings
         objective.remember(outcome for _, outcome in run.journal)
         try:
             if self._device is not None:
@@ -145,6 +165,8 @@ class Search:
         finally:
             best = run.journal.best()
             if best is not None:
+                if run.lags():
+                    run.write_best(objective.budget, objective.kept(best[1].widths))
                 run.save_network("pruned", objective.build(best[1].widths))
         if best is None:
             reason = run.journal.failures[max(run.journal.failures)]

@@ -31,6 +31,12 @@ from gnnrl_ray.tracing.groups import ChannelGroups, trace
 from gnnrl_ray.zoo import build_network, is_ours
 from gnnrl_ray.zoo.weights import load_weights, save_weights
 
+# All that a run writes; see also ``finetune.json``'s and the report's modules.
+_FILES = (
+    "run.json", "journal.jsonl", "best.json", "pruned.safetensors", "checkpoint.zip",
+    "finetuned.safetensors", "finetune.json", "search.png", "events",
+)  # fmt: skip
+_ASIDE = "replaced"
 _PACKAGES = ("gnnrl-ray", "ray", "torch", "torch-geometric", "numpy")
 
 
@@ -58,6 +64,7 @@ class Run:
         mode = facts.get("evaluation")
         self.mode = EvaluationMode(**mode) if mode else None
         self._facts = dict(facts)
+        self._replaces = False  # what is at _ASIDE
         self.journal = Journal(f"{storage}/journal.jsonl")
 
     @classmethod
@@ -67,25 +74,39 @@ class Run:
         settings: SearchSettings,
         source: Source,
         classes: int,
+        hashes: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ) -> "Run":
         """Make the directory.
 
+        A run that is overwritten is moved aside, and deleted once the new one has scored
+        something (see :meth:`replace`). What a run has not written is left alone.
+
         Raises:
-            RunError: it exists and may not be overwritten.
+            RunError: it exists and may not be overwritten, or is no run.
         """
         storage = Storage(where)
-        if overwrite and storage.exists("run.json"):
-            storage.delete()
-        if storage.exists():
+        run_there = storage.exists("run.json")
+        if run_there and overwrite:
+            cls.open(storage)  # or it is somebody else's file
+            storage.remove(_ASIDE)
+            for name in _FILES:
+                storage.move(name, f"{_ASIDE}/{name}")
+        elif run_there:
             raise RunError(
                 f"{storage} is there already; continue it with --resume {storage}, "
                 "replace it with --overwrite, or name another with --out."
+            )
+        elif others := storage.names() - {"lock", "lock.json"}:
+            raise RunError(
+                f"{storage} is no run, but holds {min(others)}; name another directory "
+                "with --out."
             )
         facts = {
             "settings": settings.to_dict(),
             "source": source.to_dict(),
             "classes": classes,
+            "hashes": dict(hashes or {}),
             "versions": {name: version(name) for name in _PACKAGES}
             | {"python": platform.python_version()},
             "hardware": {
@@ -97,10 +118,24 @@ class Run:
         _write_json(storage, "run.json", facts)
         run = cls(storage, facts)
         run.settings = settings  # those that are not kept, too
+        run._replaces = run_there
         return run
 
+    def replace(self) -> None:
+        """Delete the run that this one was made in place of, or bring it back.
+
+        It is deleted if this one has scored anything.
+        """
+        if self._replaces and len(self.journal):
+            self.storage.remove(_ASIDE)
+        elif self._replaces:
+            for name in _FILES:
+                self.storage.remove(name)
+                self.storage.move(f"{_ASIDE}/{name}", name)
+        self._replaces = False
+
     @classmethod
-    def open(cls, where: Path | str) -> "Run":
+    def open(cls, where: Storage | Path | str) -> "Run":
         """Open a directory that a search has made.
 
         Raises:
@@ -114,6 +149,8 @@ class Run:
             return cls(storage, facts)
         except KeyError as error:
             raise RunError(f"{storage}/run.json is of another kind: no {error}.") from None
+        except (TypeError, AttributeError) as error:
+            raise RunError(f"{storage}/run.json is of another kind: {error}.") from None
 
     def continue_with(
         self,
@@ -138,6 +175,68 @@ class Run:
                 f"{self.storage} was started with {self.classes} classes, not {classes}."
             )
         self._keep(settings=self.settings.to_dict(), source=self.source.to_dict())
+
+    def check(self, hashes: Mapping[str, str]) -> None:
+        """Raise if ``hashes``, of network and data, are not those of the run.
+
+        Raises:
+            RunError: weights or data have changed since the run was started.
+        """
+        for what, before in self._facts.get("hashes", {}).items():
+            if hashes.get(what, before) != before:
+                raise RunError(
+                    f"the {what} are not those that {self.storage} was started with: their "
+                    f"hash is {hashes[what][:12]}, not {before[:12]}. Restore them, or "
+                    "start a new run."
+                )
+
+    def check_journal(self, budget: Budget) -> None:
+        """Raise if what the journal says is not of the network that ``budget`` is for.
+
+        Raises:
+            RunError: widths that it cannot have, or costs that they do not have.
+        """
+        for episode, outcome in self.journal:
+            widths = np.array(outcome.widths)
+            try:
+                costs = int(budget.costs.macs(budget.groups.check_widths(widths)))
+            except InputError as error:
+                costs, reason = -1, str(error)
+            else:
+                reason = f"{outcome.macs:,} multiply-accumulates, not {costs:,}"
+            if costs != outcome.macs:
+                raise RunError(
+                    f"episode {episode} in {self.storage}/journal.jsonl is not of this "
+                    f"network: {reason}"
+                )
+
+    def check_trust(self, given: Mapping[str, Any], trust: bool) -> None:
+        """Raise if going on would run code, or fetch files, that only ``run.json`` names.
+
+        Args:
+            given: settings of the source that were given for this command.
+            trust: whatever it names is run and fetched.
+
+        Raises:
+            RunError: it names code that is not ours, or an address, that was not given.
+        """
+        source = self.source
+        if trust or source.network is None:
+            return
+        if not is_ours(source.network) and given.get("network") != source.network:
+            raise RunError(
+                f"{self.storage} says that its network is {source.network}, and building "
+                "it would run that code. If you know where the run is from, say so with "
+                f"--trust."
+            )
+        for name in ("weights", "data_dir"):
+            where = getattr(source, name)
+            if where and "://" in where and given.get(name) != where:
+                raise RunError(
+                    f"{self.storage} says that its {name} are at {where}, and they would "
+                    "be fetched from there. If you know where the run is from, say so with "
+                    "--trust."
+                )
 
     def evaluate_with(self, mode: EvaluationMode) -> None:
         """Keep how candidates are evaluated, so that a resumed run goes on with it."""
@@ -192,6 +291,16 @@ class Run:
                 "input_shape": list(groups.input_shape),
             },
         )
+
+    def lags(self) -> bool:
+        """Say whether ``best.json`` is not of the journal's best, as after a crash."""
+        best = self.journal.best()
+        if best is None or not self.storage.exists("best.json"):
+            return best is not None
+        try:
+            return _read_json(self.storage, "best.json").get("episode") != best[0]
+        except RunError:
+            return True
 
     def best(self) -> dict:
         """Return ``best.json``.
@@ -285,8 +394,11 @@ def _write_json(storage: Storage, name: str, content: dict) -> None:
 
 def _read_json(storage: Storage, name: str) -> dict:
     try:
-        return json.loads(storage.read(name))
-    except FileNotFoundError as error:
+        content = json.loads(storage.read(name))
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RunError(f"{storage} is not a finished run: no {name}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{storage}/{name} is damaged: {error}.") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{storage}/{name} is damaged: it is no JSON object.")
+    return content

@@ -1,6 +1,7 @@
 """The append-only record of a search: one JSON object a line, synced before it is used."""
 
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.scoring.outcome import Outcome
 from gnnrl_ray.storage import Storage
+
+_SUM = b', "crc32": "'  # of all that stands before it in the line
 
 
 class JournalError(InputError):
@@ -39,16 +42,37 @@ class EpisodeRecord:
 
     @classmethod
     def from_dict(cls, fields: dict) -> "EpisodeRecord":
-        """Return the record of a line; without a reason to fail it has an outcome."""
-        failed = fields.get("failed")
+        """Return the record of a line; without a reason to fail it has an outcome.
+
+        Raises:
+            ValueError: a field is missing, unknown, of another kind, or cannot be.
+        """
+        own = {"failed", "actions", "episode"}
+        if unknown := fields.keys() - own - Outcome.__dataclass_fields__.keys():
+            raise ValueError(f"{unknown.pop()!r} is unknown")
+        failed, actions = fields.get("failed"), fields.get("actions")
+        if failed is not None and not isinstance(failed, str):
+            raise ValueError(f"failed is {failed!r}")
+        if actions is not None and not _are_actions(actions):
+            raise ValueError("actions are not lists of numbers in [0, 1]")
         outcome = None if failed is not None else Outcome.from_dict(fields)
-        return cls(outcome, fields.get("actions"), failed)
+        return cls(outcome, actions, failed)
+
+
+def _are_actions(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(step, list)
+        and all(isinstance(a, int | float) and -1e-6 <= a <= 1 + 1e-6 for a in step)
+        for step in value
+    )
 
 
 class Journal:
     """Entries by episode, in memory and in a file.
 
-    A last line that was cut short by a crash is dropped; its episode is run again.
+    Every line ends with a checksum of itself. A last line that was cut short by a crash is
+    left out, and overwritten by the next; its episode is run again. Lines of older versions
+    have no checksum, and stand before all that have.
 
     Args:
         path: path or URI of the file; made when the first record is added.
@@ -61,23 +85,55 @@ class Journal:
         folder, _, self._name = str(path).rpartition("/")
         self._storage = Storage(folder or ".")
         self._records: dict[int, EpisodeRecord] = {}
+        self._torn: bytes | None = None  # what the file is to be before anything is added
         if self._storage.exists(self._name):
             self._read()
 
     def _read(self) -> None:
         content = self._storage.read(self._name)
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            self._storage.write(self._name, content[:end])
-        for number, line in enumerate(content[:end].splitlines(), start=1):
+        *lines, last = content.split(b"\n")
+        checked = False
+        for number, line in enumerate(lines, start=1):
             try:
-                fields = json.loads(line)
-                self._records[fields["episode"]] = EpisodeRecord.from_dict(fields)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                checked = self._take(line, checked)
+            except ValueError as error:
                 raise JournalError(
                     f"{self._storage}/{self._name}:{number} is not an outcome ({error}); "
                     "restore the file, or delete that line and its episode is run again."
                 ) from error
+        if not last:
+            return
+        whole = content[: len(content) - len(last)]
+        try:
+            self._take(last, checked)
+        except ValueError:
+            if b"\r" in last or b"\0" in last:  # no crash writes such a line
+                raise JournalError(
+                    f"{self._storage}/{self._name} does not end its lines as it should "
+                    "(\\n alone); restore the file."
+                ) from None
+            self._torn = whole
+        else:
+            self._torn = content + b"\n"  # it lacks only that
+
+    def _take(self, line: bytes, checked: bool) -> bool:
+        """Read a line; returns whether it had a checksum, as it must if ``checked``."""
+        text, found, sum_ = line.rpartition(_SUM)
+        if found and sum_ != _checksum(text):
+            raise ValueError("its checksum is another")
+        if checked and not found:
+            raise ValueError("it has no checksum")
+        fields = json.loads(text + b"}" if found else line, parse_constant=_refuse)
+        if not isinstance(fields, dict):
+            raise ValueError("it is no object")
+        episode = fields.get("episode")
+        if not isinstance(episode, int) or isinstance(episode, bool) or episode < 0:
+            raise ValueError(f"episode is {episode!r}")
+        record = EpisodeRecord.from_dict(fields)
+        if found and episode in self._records:
+            raise ValueError(f"episode {episode} is there already")
+        self._records.setdefault(episode, record)
+        return bool(found)
 
     def __len__(self) -> int:
         """Return how many episodes are over, failed ones included."""
@@ -107,10 +163,22 @@ class Journal:
             return
         if isinstance(record, Outcome):
             record = EpisodeRecord(record)
-        line = json.dumps({"episode": episode} | record.to_dict()) + "\n"
-        self._storage.append(self._name, line.encode())
+        fields = {"episode": episode} | record.to_dict()
+        text = json.dumps(fields, allow_nan=False).encode()[:-1]
+        if self._torn is not None:
+            self._storage.write(self._name, self._torn)
+            self._torn = None
+        self._storage.append(self._name, text + _SUM + _checksum(text) + b"\n")
         self._records[episode] = record
 
     def best(self) -> tuple[int, Outcome] | None:
         """Return the episode of the highest reward, the first of equals, or None."""
         return max(self, key=lambda item: (item[1].reward, -item[0]), default=None)
+
+
+def _checksum(text: bytes) -> bytes:
+    return f'{zlib.crc32(text):08x}"}}'.encode()
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")

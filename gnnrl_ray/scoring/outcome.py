@@ -3,6 +3,7 @@
 Axis letter: G prunable groups.
 """
 
+import math
 from dataclasses import asdict, dataclass
 
 
@@ -35,9 +36,33 @@ class Outcome:
 
     @classmethod
     def from_dict(cls, fields: dict) -> "Outcome":
-        """Return the outcome whose fields are among ``fields``."""
-        known = {
-            name: fields[name] for name in cls.__dataclass_fields__ if name != "images"
-        }
-        known["images"] = fields.get("images")  # not in older journals
-        return cls(**known | {"widths": tuple(known["widths"])})
+        """Return the outcome whose fields are among ``fields``.
+
+        Raises:
+            ValueError: one is missing, of another kind, or cannot be.
+        """
+        known = {name: fields.get(name) for name in cls.__dataclass_fields__}
+        widths, images = known["widths"], known["images"]  # the latter not in old journals
+        if not isinstance(widths, list) or not all(_is_count(w, 1) for w in widths):
+            raise ValueError(f"widths are {widths!r}")
+        for name, least in {"macs": 0, "params": 0}.items():
+            if not _is_count(known[name], least):
+                raise ValueError(f"{name} are {known[name]!r}")
+        if images is not None and not _is_count(images, 1):
+            raise ValueError(f"images are {images!r}")
+        for name, (least, most) in {
+            "accuracy": (0, 1), "reward": (-1, 0), "seconds": (0, math.inf),
+        }.items():  # fmt: skip
+            value = known[name]
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not least <= value <= most or math.isinf(value):
+                raise ValueError(f"{name} is {value!r}")
+        outcome = cls(**known | {"widths": tuple(widths)})
+        if abs(outcome.accuracy - 1 - outcome.reward) > 1e-6:
+            raise ValueError(f"reward is {outcome.reward}, not minus the error")
+        return outcome
+
+
+def _is_count(value: object, least: int) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and least <= value < 2**63

@@ -144,6 +144,8 @@ def train(
             )
         if on_step is not None:
             on_step(number, loss.item())
+    if not all(parameter.isfinite().all() for parameter in network.parameters()):
+        raise TrainingError(f"not all weights are finite; try a --lr below {lr:g}.")
     network.eval()
 
 

@@ -39,7 +39,8 @@ class ChannelGroups:
         operations: the whole dataflow, in execution order.
         input_shape: (C, H, W) of one image.
         layouts: where the channels are in parameters and buffers, by their names.
-        fixed_params: parameters that have no channels, which no candidate is without.
+        fixed_params: parameters that have no channels, which no candidate is without; what
+            is there for training alone, as an auxiliary classifier, is not counted.
         fixed_macs: multiply-accumulates of what is left whole because it was not
             understood.
         parts: of each group, int [C] for every division that its widths must respect.
@@ -148,7 +149,7 @@ def trace(
         _keep(labels, keep)
     groups = _Grouping(labels).groups()
     laid = (name for name, layout in groups.layouts.items() if layout.trained)
-    fixed = sum(p.numel() for p in network.parameters())
+    fixed = sum(p.numel() for p in graph.parameters())
     fixed -= sum(get_tensor(graph, name).numel() for name in laid)
     groups = replace(
         groups, fixed_macs=labels.macs_alone(), fixed_params=fixed, left=tuple(left),

@@ -66,7 +66,7 @@ class _Knowing:
     def __iter__(self) -> Iterator[object]:
         if isinstance(self.value, dict):
             return iter(self.value)
-        return iter([self[i] for i in range(len(self.value))])
+        return iter([operator.getitem(self, i) for i in range(len(self.value))])
 
     __iadd__, __isub__ = _in_place(operator.iadd), _in_place(operator.isub)
     __imul__, __ipow__ = _in_place(operator.imul), _in_place(operator.ipow)

@@ -243,8 +243,12 @@ def _follow_mode(
     ``F.dropout(x, 0.5, self.training)`` is one; what it is given is seen by tracing once
     more, in training.
     """
-    calls = [node for node in graph.nodes if node.op == "call_function"]
-    if not any(False in _flags(node) for node in calls):
+    calls = (node for node in graph.nodes if node.op == "call_function")
+    if not any(
+        flag is False
+        for node in calls
+        for flag in (*node.args, *(v for k, v in node.kwargs.items() if k != "inplace"))
+    ):
         return
     unchanging = [str(n.target) for n in graph.nodes if n.meta.get("identity")]
     trained = _Tracer((*closed, *unchanging), tracer._image)

@@ -155,6 +155,11 @@ def load_weights(network: nn.Module, path: Path | str, ignored: Iterable[str] = 
             if _selects(key) and key in state and not torch.equal(value.cpu(), state[key])
         ]
     # Old checkpoints predate the batch counters of normalisation layers, and selections.
+    wrong += [
+        f"{key} is not finite"
+        for key, value in state.items()
+        if value.is_floating_point() and not value.isfinite().all()
+    ]
     wrong = sorted(w for w in wrong if not (w.endswith("is missing") and _may_lack(w)))
     if wrong:
         shown = "; ".join(wrong[:3]) + (
@@ -171,6 +176,17 @@ def _selects(key: str) -> bool:
 
 def _may_lack(key: str) -> bool:
     return "num_batches_tracked" in key or _selects(key)
+
+
+def hash_of(network: nn.Module) -> str:
+    """Return the SHA-256 of all parameters and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        )
+    return digest.hexdigest()
 
 
 def save_weights(network: nn.Module, path: Path | str) -> None:

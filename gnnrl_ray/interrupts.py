@@ -1,0 +1,31 @@
+"""Signals that ask a process to end, taken as Ctrl-C is: what there is has been saved."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# What cluster managers, and sessions that are lost, send.
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+def stop_on_signals() -> None:
+    """Let these signals interrupt the program, unless it was started to ignore them."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Keep the handlers of these signals, whatever is called meanwhile sets."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
