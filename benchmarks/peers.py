@@ -1,31 +1,37 @@
 """The same networks through torch-pruning: which traces, which stays right, how long.
 
     pip install torch-pruning==1.6.1
-    python -m benchmarks.peers [NAME ...] [--json FILE]
+    python -m benchmarks.peers [NAME ...] [--timm SEED] [--json FILE]
 
 Each tool drops half the channels of everything that it can prune, by L2 norm. A removed
 network is right if its outputs equal those of the dense one in which every convolution and
 linear layer reads zeros from the dropped channels (float64, 1e-8 relative). For
 torch-pruning, the indices that it hands to its own pruning functions say which these are.
-Seconds are of one thread, from the dense network to the removed one.
+With ``--timm``, the networks are sixty convolutional ones of timm, drawn by seed. Seconds
+are of one thread, from the dense network to the removed one.
 """
 
 import argparse
 import copy
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from tests.networks import EVERY, build, count_macs, outputs
 from torch import Tensor, nn
 
 from gnnrl_ray import mask, prune, trace
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from helpers.networks import EVERY, build, count_macs, outputs
 
 REPEATS = 3
 
@@ -34,13 +40,20 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=EVERY)
+    parser.add_argument("--timm", type=int, metavar="SEED", help="sixty networks of timm")
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
+    names, built = arguments.names, build
+    if arguments.timm is not None:
+        from helpers.timm_networks import build_of_timm as built
+        from helpers.timm_networks import drawn
+
+        names = drawn(arguments.timm)
     torch.set_num_threads(1)
     tools = {"gnnrl_ray": ours, "torch-pruning": _torch_pruning()}
     rows = []
-    for name in arguments.names:
-        network, shape = build(name)
+    for name in names:
+        network, shape = built(name)
         network = network.double()
         row = {"network": name}
         for tool, run in tools.items():

@@ -90,7 +90,7 @@ class Sweep:
         """
         try:
             return cls(**tomllib.loads(path.read_text()))
-        except (tomllib.TOMLDecodeError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise SweepError(f"{path} is not a sweep: {error}.") from error
 
     @property

@@ -24,7 +24,7 @@ from gnnrl_ray.pruning.budget import Budget
 from gnnrl_ray.pruning.removal import deliver
 from gnnrl_ray.run.journal import Journal
 from gnnrl_ray.scoring.evaluation import EvaluationMode
-from gnnrl_ray.settings import SearchSettings
+from gnnrl_ray.settings import SearchSettings, parse_shape
 from gnnrl_ray.source import Source
 from gnnrl_ray.storage import Storage
 from gnnrl_ray.tracing.groups import ChannelGroups, trace
@@ -60,7 +60,13 @@ class Run:
         self.storage = storage
         self.settings = SearchSettings.from_dict(facts["settings"])
         self.source = Source.from_dict(facts["source"])
-        self.classes = facts["classes"]
+        self.classes, hashes = facts["classes"], facts.get("hashes", {})
+        if not _is_count(self.classes):
+            raise TypeError(f"classes are {self.classes!r}")
+        if not isinstance(hashes, dict) or not all(
+            isinstance(h, str) for h in hashes.values()
+        ):
+            raise TypeError(f"hashes are {hashes!r}")
         mode = facts.get("evaluation")
         self.mode = EvaluationMode(**mode) if mode else None
         self._facts = dict(facts)
@@ -360,12 +366,21 @@ def load_pruned(
     """
     storage = Storage(where)
     best = _read_json(storage, "best.json")
+    shape, tracing = best.get("input_shape"), best.get("trace", {})
+    if not isinstance(shape, list) or not all(map(_is_count, shape)):
+        raise RunError(f"{storage}/best.json: input_shape is {shape!r}, not [C, H, W].")
+    shape = parse_shape(",".join(map(str, shape)))
+    unknown = not isinstance(tracing, dict) or tracing.keys() - {"keep", "skip_untraceable"}
+    if unknown or not isinstance(tracing.get("keep"), str | None):
+        raise RunError(f"{storage}/best.json: trace is {tracing!r}.")
     if network is None:
-        if best["network"] is None or not is_ours(best["network"]):
+        name, classes = best.get("network"), best.get("classes")
+        if not isinstance(name, str) or not is_ours(name):
             raise RunError(f"the network of {storage} is your own; pass `network`.")
-        size = best["input_shape"][-1]
-        network = build_network(best["network"], best["classes"], size)
-    groups = trace(network, tuple(best["input_shape"]), **best.get("trace", {}))
+        if not _is_count(classes):
+            raise RunError(f"{storage}/best.json: classes are {classes!r}.")
+        network = build_network(name, classes, shape[-1])
+    groups = trace(network, shape, **tracing)
     return rebuild(storage, network, groups, weights)
 
 
@@ -376,7 +391,7 @@ def rebuild(
     weights: str | None = None,
 ) -> nn.Module:
     """Do what :func:`load_pruned` does, with a network that has been traced."""
-    kept = _read_json(storage, "best.json")["kept"]
+    kept = _kept_in(_read_json(storage, "best.json"), groups, storage)
     if weights is None:
         there = storage.exists("finetuned.safetensors")
         weights = "finetuned" if there else "pruned"
@@ -384,8 +399,38 @@ def rebuild(
     def load(graph: nn.Module, smaller: nn.Module) -> None:
         load_weights(graph, f"{storage}/{weights}.safetensors", smaller.state_dict())
 
-    channels = tuple(np.array(kept[name]) for name in groups.names)
-    return deliver(network, groups, channels, load).eval()
+    return deliver(network, groups, kept, load).eval()
+
+
+def _kept_in(
+    best: Mapping[str, Any], groups: ChannelGroups, storage: Storage
+) -> tuple[np.ndarray, ...]:
+    """Return the channels that ``best.json`` says each group keeps."""
+    kept = best.get("kept")
+    if not isinstance(kept, dict) or kept.keys() != set(groups.names):
+        raise RunError(f"{storage}/best.json is of other groups than this network's.")
+    channels = []
+    for name, width in zip(groups.names, groups.widths, strict=True):
+        given = kept[name]
+        valid = isinstance(given, list) and all(
+            type(c) is int and 0 <= c < width for c in given
+        )
+        if not valid or sorted(set(given)) != given:
+            raise RunError(
+                f"{storage}/best.json: what {name} keeps must be channels in "
+                f"0..{width - 1}, in order."
+            )
+        channels.append(np.array(given, int))
+    try:
+        groups.check_widths(np.array([len(channel) for channel in channels]))
+    except InputError as error:
+        raise RunError(f"{storage}/best.json: {error}") from None
+    return tuple(channels)
+
+
+def _is_count(value: object) -> bool:
+    """Say whether ``value``, read from a file, can be a number of classes or pixels."""
+    return type(value) is int and 0 < value < 10**6
 
 
 def _write_json(storage: Storage, name: str, content: dict) -> None:

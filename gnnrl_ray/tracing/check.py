@@ -69,10 +69,15 @@ class Reference:
             counter.get_total_flops() // 2 // len(images),
         )
 
-    def check(self, other: nn.Module, what: str) -> None:
-        """Raise a :class:`TraceError` if ``other`` (``what`` it is) returns otherwise."""
+    def check(self, other: nn.Module, what: str) -> int:
+        """Run ``other``, too, and return its multiply-accumulates for one image.
+
+        Raises:
+            TraceError: ``other``, which ``what`` says what it is, returns anything else.
+        """
         try:
-            outputs = _run(other, self.images, {})
+            with FlopCounterMode(display=False) as counter:
+                outputs = _run(other, self.images, {})
         except Exception as error:
             reason = str(error).split("\n")[0]
             raise TraceError(
@@ -87,6 +92,7 @@ class Reference:
                 "its largest output: something in its code has not been understood. "
                 "Please report it."
             )
+        return counter.get_total_flops() // 2 // len(self.images)
 
     def _difference_in_double(self, other: nn.Module, difference: float) -> float:
         """Compare once more: a hundred layers may have made that of rounding.
