@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.networks import EVERY, build, outputs, shaken
+from helpers.networks import EVERY, WIDE, build, outputs, shaken
 from helpers.random_cnns import RandomCNN, recipes
 from helpers.widths import cut, random_widths
 from hypothesis import HealthCheck, given, settings
@@ -36,13 +36,10 @@ def check(network, shape, rng, candidates=2):
     assert close(outputs(masked.graph, x), dense)
 
 
-SLOW = ("torchvision:vgg11_bn", "torchvision:wide_resnet50_2")
-
-
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
+        pytest.param(name, marks=[pytest.mark.slow] * (name in WIDE))
         for name in EVERY
         if "googlenet" not in name
     ],

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers.networks import EVERY, LARGE, build, count_macs, outputs, shaken
+from helpers.networks import EVERY, LARGE, WIDE, build, count_macs, outputs, shaken
 from helpers.random_cnns import RandomCNN, recipes
 from helpers.widths import random_widths
 from hypothesis import HealthCheck, example, given, settings
@@ -20,7 +20,10 @@ from gnnrl_ray.pruning.removal import keep, remove
 
 @pytest.fixture(
     scope="module",
-    params=[*EVERY, *LARGE[:-1], pytest.param(LARGE[-1], marks=pytest.mark.slow)],
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] * (name in (*WIDE, LARGE[-1])))
+        for name in (*EVERY, *LARGE)
+    ],
 )
 def subject(request):
     """The network in double precision, its input shape and its groups."""

@@ -113,6 +113,8 @@ LARGE = tuple(
     for name in ("mobilenet_v1", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2", "vgg16")
 )
 OWN = {"pyramid": Pyramid, "gated": Gated, "pixels": Pixels}
+# So wide that they take seconds each.
+WIDE = ("torchvision:vgg11_bn", "torchvision:wide_resnet50_2")
 EVERY = (*ZOO, *(f"torchvision:{name}" for name in TORCHVISION), *OWN)
 
 
