@@ -76,6 +76,7 @@ def test_a_sweep_is_searches_a_table_and_a_picture(tmp_path):
     assert before == [p.read_bytes() for p in sorted(out.glob("runs/*/journal.jsonl"))]
 
 
+@pytest.mark.cluster
 @pytest.mark.usefixtures("weights")
 def test_an_interrupted_sweep_goes_on(tmp_path):
     file, out = tmp_path / ("a [red] name" + 90 * "n") / "sweep.toml", tmp_path / "out"
