@@ -172,6 +172,16 @@ def test_what_is_overwritten_comes_back_unless_something_takes_its_place(tmp_pat
     assert names == {"notes.txt", "run.json", "journal.jsonl"}
 
 
+def test_a_run_that_came_to_nothing_is_in_nobody_s_way(tmp_path):
+    Run.create(tmp_path, SearchSettings(), Source(), 10)
+    run = Run.create(tmp_path, SearchSettings(seed=1), Source(), 10)
+    run.journal.append(0, Outcome((1,), 1, 1, 0.5, -0.5, 1.0))
+    run.replace()
+    with pytest.raises(RunError, match="--overwrite"):
+        Run.create(tmp_path, SearchSettings(seed=2), Source(), 10)
+    assert Run.open(tmp_path).settings.seed == 1
+
+
 def test_other_weights_or_data_are_refused(tmp_path):
     hashes = {"weights": "a" * 64, "data": "b" * 64}
     Run.create(tmp_path, SearchSettings(), Source(), 10, hashes)

@@ -93,7 +93,8 @@ class Run:
         """
         storage = Storage(where)
         run_there = storage.exists("run.json")
-        if run_there and overwrite:
+        # One that has not come to an episode is in nobody's way.
+        if run_there and (overwrite or not storage.exists("journal.jsonl")):
             cls.open(storage)  # or it is somebody else's file
             storage.remove(_ASIDE)
             for name in _FILES:

@@ -1,0 +1,48 @@
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from gnnrl_ray.interrupts import handlers_kept
+
+WAIT = """
+import time
+from gnnrl_ray.interrupts import stop_on_signals
+stop_on_signals()
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("saved", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_who_asks_to_end_interrupts(number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAIT], stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=30)[0] == "saved\n"
+    assert process.returncode == 0
+
+
+def test_what_was_started_to_ignore_it_does():
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAIT.replace("60", "0.5")], stdout=subprocess.PIPE,
+        text=True, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=30)[0] == ""
+    assert process.returncode == 0
+
+
+def test_handlers_are_those_from_before():
+    before = signal.getsignal(signal.SIGTERM)
+    with handlers_kept():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) == before
