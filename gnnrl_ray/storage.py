@@ -101,7 +101,8 @@ class Storage:
         self._files.invalidate_cache()
         for path in self._files.find(f"{self._root}/{name}"):
             rest = path.rpartition(f"{self._root}/{name}")[2]
-            self._files.cp_file(path, f"{self._root}/{to}{rest}")
+            # What every kind can do; few can rename, and old ones not even copy.
+            self._files.pipe_file(f"{self._root}/{to}{rest}", self._files.cat_file(path))
         self.remove(name)
 
     def remove(self, name: str) -> None:
