@@ -128,7 +128,7 @@ def lines(folder):
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def wait_for_lines(folder, count, driver, seconds=120):
+def wait_for_lines(folder, count, driver, seconds=300):
     deadline = time.monotonic() + seconds
     while lines(folder) < count:
         assert driver.poll() is None, said(folder)
@@ -136,6 +136,7 @@ def wait_for_lines(folder, count, driver, seconds=120):
         time.sleep(0.05)
 
 
+@pytest.mark.cluster
 def test_a_killed_driver_goes_on_and_leaves_nothing_behind(tmp_path):
     ray.shutdown()
     before = ray_processes()
