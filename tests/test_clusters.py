@@ -53,7 +53,7 @@ def check(folder, episodes):
     return outcomes
 
 
-@pytest.mark.cluster
+@pytest.mark.slow
 def test_four_nodes_share_a_search(cluster, sleepy):
     for _ in range(4):
         cluster(num_cpus=1)
