@@ -305,7 +305,7 @@ def _finetune_shown(
                      on_step=advance, **settings)  # fmt: skip
         except KeyboardInterrupt:
             again = shlex.join(["gnnrl-ray", "finetune", str(run.storage)])
-            _stop(f"what is trained is in finetuned.safetensors; start over with: {again}")
+            _stop(f"{run.storage}/finetuned.safetensors is left; start over with: {again}")
 
 
 @app.command("evaluate")

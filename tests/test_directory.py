@@ -164,6 +164,12 @@ def test_what_is_overwritten_comes_back_unless_something_takes_its_place(tmp_pat
     Run.create(tmp_path, SearchSettings(seed=1), Source(), 10, overwrite=True).replace()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()
             if path.is_file()} == before  # fmt: skip
+    # Nor does it go if whoever was to take its place is killed at once.
+    Run.create(tmp_path, SearchSettings(seed=1), Source(), 10, overwrite=True)
+    with pytest.raises(RunError, match="--overwrite"):
+        Run.create(tmp_path, SearchSettings(seed=1), Source(), 10)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()
+            if path.is_file()} == before  # fmt: skip
     second = Run.create(tmp_path, SearchSettings(seed=1), Source(), 10, overwrite=True)
     second.journal.append(0, Outcome((2,), 1, 1, 0.25, -0.75, 1.0))
     second.replace()

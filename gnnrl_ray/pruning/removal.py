@@ -163,12 +163,12 @@ def _silent(
     """
     if any(op.padded and not flags[op.inputs].all() for op in groups.operations):
         return Reference.of(silence(network, groups, kept), groups.input_shape)
-    zeroed: dict[str, Tensor] = {}
+    graph, zeroed = groups.graph_of(network), {}
     for op in groups.layers:
         layout = groups.layouts[op.weight]
         if layout.columns is None:
             continue
-        weight = get_tensor(groups.graph_of(network), op.weight).detach().clone()
+        weight = get_tensor(graph, op.weight).detach().clone()
         rows, columns = (
             torch.from_numpy(flags[channels]).to(weight.device).chunk(layout.groups)
             for channels in (layout.rows, layout.columns)

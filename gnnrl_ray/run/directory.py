@@ -92,6 +92,8 @@ class Run:
             RunError: it exists and may not be overwritten, or is no run.
         """
         storage = Storage(where)
+        if not storage.exists("journal.jsonl") and storage.exists(f"{_ASIDE}/run.json"):
+            _bring_back(storage)  # who has moved it aside was killed
         run_there = storage.exists("run.json")
         # One that has not come to an episode is in nobody's way.
         if run_there and (overwrite or not storage.exists("journal.jsonl")):
@@ -136,9 +138,7 @@ class Run:
         if self._replaces and len(self.journal):
             self.storage.remove(_ASIDE)
         elif self._replaces:
-            for name in _FILES:
-                self.storage.remove(name)
-                self.storage.move(f"{_ASIDE}/{name}", name)
+            _bring_back(self.storage)
         self._replaces = False
 
     @classmethod
@@ -334,6 +334,14 @@ class Run:
     def save_network(self, name: str, network: nn.Module) -> None:
         """Write the state dict of ``network`` as ``name``.safetensors."""
         save_weights(network, f"{self.storage}/{name}.safetensors")
+
+
+def _bring_back(storage: Storage) -> None:
+    """Put the run that was moved aside in the place of what came to nothing."""
+    for name in _FILES:
+        storage.remove(name)
+        storage.move(f"{_ASIDE}/{name}", name)
+    storage.remove(_ASIDE)
 
 
 def _of_old(facts: dict) -> dict:

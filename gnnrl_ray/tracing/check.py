@@ -54,20 +54,13 @@ class Reference:
         images = images_like(network, input_shape, _IMAGES)
         images.normal_(generator=torch.Generator(images.device).manual_seed(0))
         try:
-            with FlopCounterMode(display=False) as counter:
-                outputs = _run(network, images, tensors or {})
+            outputs, macs = _counted(network, images, tensors or {})
         except Exception as error:
             reason = str(error).split("\n")[0]
             raise TraceError(
                 f"the network cannot be run on an image of shape {input_shape}: {reason}"
             ) from error
-        return cls(
-            network,
-            tensors or {},
-            images,
-            outputs,
-            counter.get_total_flops() // 2 // len(images),
-        )
+        return cls(network, tensors or {}, images, outputs, macs)
 
     def check(self, other: nn.Module, what: str) -> int:
         """Run ``other``, too, and return its multiply-accumulates for one image.
@@ -76,8 +69,7 @@ class Reference:
             TraceError: ``other``, which ``what`` says what it is, returns anything else.
         """
         try:
-            with FlopCounterMode(display=False) as counter:
-                outputs = _run(other, self.images, {})
+            outputs, macs = _counted(other, self.images, {})
         except Exception as error:
             reason = str(error).split("\n")[0]
             raise TraceError(
@@ -92,7 +84,7 @@ class Reference:
                 "its largest output: something in its code has not been understood. "
                 "Please report it."
             )
-        return counter.get_total_flops() // 2 // len(self.images)
+        return macs
 
     def _difference_in_double(self, other: nn.Module, difference: float) -> float:
         """Compare once more: a hundred layers may have made that of rounding.
@@ -121,6 +113,15 @@ class Reference:
             )
 
 
+def _counted(
+    network: nn.Module, images: Tensor, tensors: Mapping[str, Tensor]
+) -> tuple[list[Tensor], int]:
+    """Return outputs, and multiply-accumulates for one image."""
+    with FlopCounterMode(display=False) as counter:
+        outputs = _run(network, images, tensors)
+    return outputs, counter.get_total_flops() // 2 // len(images)
+
+
 def _run(network: nn.Module, images: Tensor, tensors: Mapping[str, Tensor]) -> list[Tensor]:
     with evaluating(network), torch.no_grad():
         return tensors_in(functional_call(network, dict(tensors), (images.clone(),)))
@@ -128,16 +129,12 @@ def _run(network: nn.Module, images: Tensor, tensors: Mapping[str, Tensor]) -> l
 
 def trains(network: nn.Module, reference: Reference) -> bool:
     """Say whether ``network`` takes images in training, too, where it may do more."""
-    modes = [(module, module.training) for module in network.modules()]
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     try:
-        with torch.no_grad(), torch.random.fork_rng():
+        with evaluating(network), torch.no_grad(), torch.random.fork_rng():
             functional_call(network.train(), buffers, (reference.images.clone(),))
     except Exception:
         return False
-    finally:
-        for module, training in modes:
-            module.training = training
     return True
 
 

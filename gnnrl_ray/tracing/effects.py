@@ -194,7 +194,7 @@ def _adaptive_pool(flow: Labels, node: fx.Node) -> None:
 
 def _reduce(flow: Labels, node: fx.Node) -> None:
     source = node.all_input_nodes[0]
-    orders = ("input", "p", "dim") if node.target in _called("norm") else ("input", "dim")
+    orders = ("input", "p", "dim") if node.target in _NORMS else ("input", "dim")
     stream, given = flow.stream(source), flow.arguments(*orders)
     count, over = len(flow.shape(source)), given.get("dim")
     over = range(count) if over is None else [over] if isinstance(over, int) else over
@@ -616,6 +616,9 @@ def _called(*names: str, in_place: bool = False) -> set:
         for name in (*names, *(f"{name}_" for name in names)):
             found.add(getattr(module, name, None))
     return found - {None}
+
+
+_NORMS = _called("norm")  # of which the second argument is not an axis
 
 
 def _layers(*names: str) -> set:
