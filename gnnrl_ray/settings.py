@@ -216,7 +216,7 @@ def parse_pattern(given: object) -> str:
     """
     try:
         return re.compile(str(given)).pattern
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise InputError(f"--keep {given!r} is no regular expression: {error}.") from error
 
 

@@ -1,16 +1,36 @@
 import importlib
 import pkgutil
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from helpers.networks import build
+from helpers.widths import cut
+from torch import nn
 
-from gnnrl_ray import Budget, Objective, PruningEnv, SearchSettings, methods, search
+from gnnrl_ray import (
+    Budget,
+    Objective,
+    Outcome,
+    PruningEnv,
+    SearchSettings,
+    methods,
+    search,
+    trace,
+)
+from gnnrl_ray.errors import InputError
 from gnnrl_ray.methods import METHODS, method_of
+from gnnrl_ray.methods.fp import DROPPED
+from gnnrl_ray.methods.inside import inside_blocks
 from gnnrl_ray.methods.proposer import Proposer
 from gnnrl_ray.methods.random import Random
 from gnnrl_ray.methods.uniform import Uniform
 from gnnrl_ray.run.journal import Journal
+from gnnrl_ray.scoring.evaluation import EvaluationMode, Evaluator
+from gnnrl_ray.tracing.symbolic import symbolic
+from gnnrl_ray.zoo import build_network
 
 PROPOSERS = [name for name in METHODS if issubclass(method_of(name), Proposer)]
 
@@ -72,9 +92,151 @@ def test_random_is_the_environment_under_a_random_action(objective):
 @pytest.mark.parametrize("limits", [{"flops": 0.4}, {"params": 0.3, "flops": 0.8}])
 def test_every_proposal_meets_the_budget(network, groups, digits, name, limits):
     objective = Objective(network, groups, digits, budget=Budget(groups, limits))
-    for seed in range(20):
-        widths = proposed(method_of(name), objective, seed)
+    history = []
+    for number in range(min(24, method_of(name).candidates(SearchSettings()))):
+        widths = proposed(method_of(name), objective, number, history)
         assert objective.budget.meets(groups.check_widths(widths))
+        history.append(imagined(widths, groups.widths))
+
+
+def imagined(widths, dense):
+    """Return an outcome that is better the nearer widths are to some that are wanted."""
+    wanted = np.random.default_rng(7).uniform(0, 0.8, len(dense))
+    accuracy = 1 - np.abs(1 - widths / dense - wanted).mean()
+    return Outcome(tuple(widths.tolist()), 1, 1, accuracy, accuracy - 1, 0.1)
+
+
+BLACK_BOXES = ("local", "cem", "cmaes", "tpe", "gp", "turbo")
+
+
+@pytest.mark.parametrize("name", BLACK_BOXES)
+def test_black_boxes_beat_chance_on_a_task_that_can_be_learnt(name):
+    groups = trace(build_network("resnet20"), (3, 32, 32), check=False)
+
+    def found(method, count):
+        known, history = {}, []
+        objective = SimpleNamespace(
+            budget=Budget(groups, {"flops": 0.5}), known=lambda w: known.get(tuple(w))
+        )
+        for number in range(count):
+            widths = proposed(method, objective, number, history)
+            history.append(imagined(widths, groups.widths))
+            known[history[-1].widths] = history[-1]
+        return max(outcome.accuracy for outcome in history)
+
+    count = 40 if name in ("gp", "turbo") else 200  # these take longer, and need fewer
+    assert found(method_of(name), count) > found(Random, count) + 0.01
+
+
+@pytest.mark.parametrize("name", BLACK_BOXES)
+def test_proposals_follow_from_history_and_seed(objective, groups, name):
+    rng = np.random.default_rng(1)
+    widths = [objective.budget.reach(rng.random(len(groups.widths))) for _ in range(35)]
+    history = [imagined(w, groups.widths) for w in widths]
+    first, again = (proposed(method_of(name), objective, 3, history) for _ in range(2))
+    assert np.array_equal(first, again)
+
+
+def test_shallow_and_deep_are_opposites(objective, groups):
+    shallow, deep = (proposed(method_of(n), objective) for n in ("shallow", "deep"))
+    kept = np.array([shallow, deep]) / groups.widths
+    inner = [n for n, name in enumerate(groups.names) if name.endswith("conv1")][1:]
+    assert (np.diff(kept[0, inner]) > 0).all()
+    assert (np.diff(kept[1, inner]) < 0).all()
+
+
+def test_inside_keeps_what_blocks_pass_on(network, groups, digits):
+    inner = np.array(["layer" in name and "conv1" in name for name in groups.names])
+    assert 0 < inner.sum() < len(inner)
+    assert np.array_equal(inside_blocks(groups), inner)
+    mild = Objective(network, groups, digits, budget=0.7)
+    widths = proposed(method_of("inside"), mild)
+    assert np.array_equal(widths[~inner], groups.widths[~inner])
+    assert np.ptp(widths[inner] / groups.widths[inner]) < 1 / 16 + 1e-9
+    hard = Objective(network, groups, digits, budget=0.1)
+    widths = proposed(method_of("inside"), hard)
+    assert np.array_equal(widths[inner], hard.budget.min_widths[inner])
+    assert (widths < groups.widths).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "inner"),
+    [("resnet56", 27), ("vgg16", None), ("mobilenet_v2", None),
+     ("torchvision:resnet50", 32), ("torchvision:densenet121", 58)],
+)  # fmt: skip
+def test_inside_of_other_networks(name, inner):
+    groups = trace(*build(name), check=False)
+    found = inside_blocks(groups)
+    if inner is not None:
+        assert found.sum() == inner
+    budget = Budget(groups, {"flops": 0.4})
+    objective = SimpleNamespace(budget=budget)
+    assert budget.meets(proposed(method_of("inside"), objective))
+
+
+@pytest.mark.parametrize("importance", ["l1", "l2", "bn", "median", "random"])
+def test_global_is_one_threshold(network, groups, digits, importance):
+    objective = Objective(network, groups, digits, budget=0.5, importance=importance)
+    widths = proposed(method_of("global"), objective)
+    scores = [s / s.mean() for s in objective.scores]
+    free = widths > objective.budget.min_widths
+    kept = [np.sort(s)[::-1][w - 1] for s, w in zip(scores, widths, strict=True)]
+    gone = [np.sort(s)[::-1][w] if w < len(s) else 0.0
+            for s, w in zip(scores, widths, strict=True)]  # fmt: skip
+    # The last that stays of any group is above the first that goes of any other, but for
+    # the channels that the rest of the budget brings back.
+    order = np.argsort(np.array(kept)[free])
+    assert (
+        np.array(kept)[free][order[1:]] >= np.array(gone)[free][order[:-1]]
+    ).mean() > 0.8
+
+
+def test_fp_keeps_what_is_sensitive(network, groups, digits):
+    """Beside brute force: accuracy with one group pruned, by removal from the module."""
+    objective = Objective(network, groups, digits, budget=0.5, finetune="none")
+    method = method_of("fp")(Task(objective))
+    losses, evaluator = method.losses(), Evaluator(digits.validation, EvaluationMode())
+    dense = evaluator(symbolic(network, groups.input_shape)).accuracy
+    for g in range(len(groups.widths)):
+        for n, ratio in enumerate(DROPPED, 1):
+            widths = groups.widths.copy()
+            widths[g] = max(round(widths[g] * (1 - ratio)), objective.budget.min_widths[g])
+            alone = dense - evaluator(cut(network, groups, widths)).accuracy
+            assert losses[g, n] >= alone - 1e-9
+    assert (np.diff(losses) > 0).all()
+
+
+def test_spp_keeps_what_has_many_directions(digits):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(),
+        nn.Conv2d(16, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+    ).eval()  # fmt: skip
+    with torch.no_grad():  # the filters of the second layer lie in a plane
+        plane = torch.randn(16, 2) @ torch.randn(2, 16 * 9)
+        network[2].weight.copy_(plane.view_as(network[2].weight))
+    groups = trace(network, digits.input_shape)
+    objective = Objective(network, groups, digits, budget=0.6)
+    widths = dict(zip(groups.names, proposed(method_of("spp"), objective), strict=True))
+    assert widths["2"] < widths["4"]
+
+
+def test_rs_takes_steps_until_the_budget_is_met(network, groups, digits):
+    objective = Objective(network, groups, digits, budget=0.08)
+    env = PruningEnv({"objective": lambda: objective, "max_steps": 8})
+    env.reset()
+    generator, done, steps = np.random.default_rng(4), False, 0
+    while not done:
+        _, _, done, _, info = env.step(generator.random(len(groups.widths)))
+        steps += 1
+    assert steps > 1
+    assert tuple(proposed(method_of("rs"), objective, 4)) == info["outcome"].widths
+
+
+def test_a_package_that_is_missing_is_named(network, digits, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="--method tpe needs optuna: pip install optuna"):
+        search(network, digits, method="tpe")
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -1,20 +1,32 @@
 """The Ray cluster that a search runs on: one that is there, or one of its own."""
 
+import fcntl
 import logging
 import os
+import shutil
+import socket
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from gnnrl_ray.errors import GnnrlError
 from gnnrl_ray.interrupts import handlers_kept
+
+_PREFIX = "gnnrl-"  # short: the paths of sockets must be
 
 
 class RayError(GnnrlError):
     """Ray that does not start, or cannot be reached."""
 
     exit_code = 1
+
+
+_PATIENCE = 10  # seconds, for a port that nobody may be listening on
 
 
 def _why(address: str | None, error: Exception) -> str:
@@ -31,6 +43,9 @@ def _why(address: str | None, error: Exception) -> str:
 def connected(address: str | None) -> Iterator[None]:
     """Connect to a cluster, or make one of this machine for as long as it is needed.
 
+    One of our own listens to this machine alone, and to nobody without its token, which
+    Ray keeps in ``~/.ray``.
+
     Args:
         address: of the cluster; default: the one that this is a job of, else none.
     """
@@ -40,19 +55,77 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    where = {"address": address or "local"}
-    if not address:
-        where["include_dashboard"] = False
-    for attempt in (1, 2):
+    with ExitStack() as stack:
+        where: dict[str, Any] = {"address": address or "local"}
+        if not address:
+            folder = stack.enter_context(_folder())
+            where |= {"include_dashboard": False, "_temp_dir": folder}
+        stack.callback(ray.shutdown)
+        _start(where, address)
+        yield
+
+
+def _start(where: dict, address: str | None) -> None:
+    """Connect; or start, once more if that fails, as it does on busy machines."""
+    attempts = 1 if address else 2
+    for attempt in range(1, attempts + 1):
         try:
-            with handlers_kept():
+            _knock(address or "")
+            with handlers_kept(), nullcontext() if address else _of_this_machine():
                 ray.init(**where, logging_level="error", log_to_driver=False)
-            break
+            return
         except Exception as error:
             ray.shutdown()
-            if attempt == 2 or isinstance(error, ValueError):
+            if attempt == attempts or isinstance(error, ValueError):
                 raise RayError(_why(address, error)) from error
+
+
+def _knock(address: str) -> None:
+    """Raise ``OSError`` where ``address`` is HOST:PORT and nobody is there.
+
+    Ray would try for minutes.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and "/" not in address:
+        socket.create_connection((host, int(port)), _PATIENCE).close()
+
+
+@contextmanager
+def _of_this_machine() -> Iterator[None]:
+    """Let what Ray starts listen on the loopback address, and write for this user alone.
+
+    Ray decides between loopback and network by a variable named after the systems whose
+    firewalls made it necessary, and has read it when it was imported.
+    """
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    networks = ray_constants.ENABLE_RAY_CLUSTER
+    before, mask = os.environ.get(name), os.umask(0o077)
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
     try:
         yield
     finally:
-        ray.shutdown()
+        os.umask(mask)
+        ray_constants.ENABLE_RAY_CLUSTER = networks
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+@contextmanager
+def _folder() -> Iterator[str]:
+    """Make a folder for Ray's sockets and logs; what killed processes left of theirs goes.
+
+    The kernel lets go of a lock when its process ends, however it ends. After an error the
+    folder stays, for who wants to look, until the next one is made.
+    """
+    root = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # as Ray does
+    for lock in root.glob(f"{_PREFIX}*/lock"):
+        with suppress(OSError), lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+    with (folder / "new").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (folder / "new").rename(folder / "lock")
+        yield str(folder / "r")  # Ray opens its own to everybody
+    shutil.rmtree(folder, ignore_errors=True)

@@ -84,13 +84,9 @@ class PruningEnv(gym.Env):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Drop the shares ``action`` float [G] of what is left of each group."""
-        budget, before = self.objective.budget, self._widths
-        target = budget.drop(before, action)
-        widths = budget.round(target)
+        budget = self.objective.budget
         self._steps += 1
-        met = bool(budget.meets(widths))
-        if met and self._fit:
-            widths = budget.project(before, target)
+        widths, met = budget.step(self._widths, action, self._fit)
         timeout = not met and self._steps == self._max_steps
         if timeout and self._on_timeout == "fit":
             widths = budget.project(widths, budget.min_widths)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.nn import MessagePassing
+from torch_geometric.utils import scatter
 
 from gnnrl_ray.graph.hierarchy import Motif
 
@@ -64,7 +64,7 @@ class Plan:
     which: Tensor
 
 
-class MotifConv(MessagePassing):
+class MotifConv(nn.Module):
     r"""Edge-featured message passing, GNN-RL Eq. 4.
 
     .. math:: h_i' = \\sum_{j \\in N_i} \\frac{1}{c_i} W (h_j \\circ e_{ij})
@@ -76,18 +76,14 @@ class MotifConv(MessagePassing):
     """
 
     def __init__(self, dim: int) -> None:
-        super().__init__(aggr="sum")
+        super().__init__()
         self.weight = nn.Linear(dim, dim, bias=False)
 
     def forward(self, h: Tensor, arcs: Tensor, e: Tensor, shares: Tensor) -> Tensor:
-        """Return the next node states."""
-        count = len(shares)
-        heard = self.propagate(arcs, h=h, e=e, size=(count, count))
+        """Return the next node states; W is linear, so it can wait until after the sum."""
+        sources, targets = arcs
+        heard = scatter(h.index_select(0, sources) * e, targets, dim_size=len(shares))
         return self.weight(heard * shares)
-
-    def message(self, h_j: Tensor, e: Tensor) -> Tensor:
-        """``h_j o e_ij``; W is linear, so it can wait until after the sum."""
-        return h_j * e
 
     def begin(self, around: Tensor, project: nn.Linear) -> Tensor:
         """Return the node states [N, D] after a round in which all of them were ones.

@@ -18,7 +18,21 @@ import importlib
 METHODS = {
     "gnn-rl": "gnnrl_ray.agent.method:Agent",
     "uniform": "gnnrl_ray.methods.uniform:Uniform",
+    "shallow": "gnnrl_ray.methods.shallow:Shallow",
+    "deep": "gnnrl_ray.methods.deep:Deep",
+    "inside": "gnnrl_ray.methods.inside:Inside",
+    "global": "gnnrl_ray.methods.threshold:Global",
+    "fp": "gnnrl_ray.methods.fp:FP",
+    "spp": "gnnrl_ray.methods.spp:SPP",
+    "rnp": "gnnrl_ray.methods.rnp:RNP",
     "random": "gnnrl_ray.methods.random:Random",
+    "rs": "gnnrl_ray.methods.rs:RS",
+    "local": "gnnrl_ray.methods.local:Local",
+    "cem": "gnnrl_ray.methods.cem:CEM",
+    "cmaes": "gnnrl_ray.methods.cmaes:CMAES",
+    "tpe": "gnnrl_ray.methods.sampled:TPE",
+    "gp": "gnnrl_ray.methods.sampled:GP",
+    "turbo": "gnnrl_ray.methods.turbo:Turbo",
 }
 
 

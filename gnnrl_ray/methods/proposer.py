@@ -3,16 +3,29 @@
 Axis letter: G prunable groups.
 """
 
+import importlib.util
 from collections.abc import Sequence
 
 import numpy as np
 
+from gnnrl_ray.errors import InputError
 from gnnrl_ray.run.journal import EpisodeRecord
 from gnnrl_ray.run.task import Task
 from gnnrl_ray.scoring.outcome import Outcome
 from gnnrl_ray.settings import SearchSettings
 
 _WAIT_SECONDS = 0.2  # at most, before somebody is told how things are
+
+
+def required(package: str, method: str) -> None:
+    """Raise ``InputError`` if a package that a method needs is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"--method {method} needs {package}: pip install {package}.")
+
+
+def best_of(history: Sequence[Outcome], count: int) -> list[Outcome]:
+    """Return the ``count`` best outcomes, best first."""
+    return sorted(history, key=lambda outcome: -outcome.accuracy)[:count]
 
 
 class Proposer:
@@ -50,6 +63,12 @@ class Proposer:
             generator: of this episode alone.
         """
         raise NotImplementedError
+
+    def ratios(self, outcomes: Sequence[Outcome]) -> np.ndarray:
+        """Return float [N, G]: what share of each group candidates really drop."""
+        dense = self.budget.groups.widths
+        widths = np.array([outcome.widths for outcome in outcomes]).reshape(-1, len(dense))
+        return 1 - widths / dense
 
     def run(self) -> None:
         """Score as many candidates as there are to be, but for those in the journal."""

@@ -22,6 +22,8 @@ _COSTS: dict[str, tuple[Callable[[Costs, np.ndarray], np.ndarray], str]] = {
     "activations": (Costs.activations, "numbers in the largest hidden state"),
 }
 
+_HALVINGS = 40  # of a path, until its ends are alike
+
 
 class BudgetError(InputError):
     """A budget that no candidate can meet, or that none has met."""
@@ -129,6 +131,24 @@ class Budget:
         ratios = np.clip(np.asarray(ratios, np.float64), 0, 1)
         return np.minimum(np.maximum(widths * (1 - ratios), self.min_widths), widths)
 
+    def step(
+        self, widths: np.ndarray, ratios: np.ndarray, fit: bool
+    ) -> tuple[np.ndarray, bool]:
+        """Drop the shares ``ratios`` [G] of what is left, ``widths`` int [G].
+
+        Args:
+            widths: over the budget.
+            ratios: what to drop.
+            fit: whether a step that meets the budget is scaled back to use all of it.
+
+        Returns:
+            The widths int64 [G] after it, and whether they meet the budget.
+        """
+        target = self.drop(widths, ratios)
+        rounded = self.round(target)
+        met = bool(self.meets(rounded))
+        return self.project(widths, target) if met and fit else rounded, met
+
     def reach(self, ratios: np.ndarray) -> np.ndarray:
         """Return the candidate int64 [G] that dropping ``ratios`` of all channels leads to.
 
@@ -175,6 +195,27 @@ class Budget:
             first = met.argmax()
             widths, order = wider[first], order[first + 1 :]
         return widths
+
+    def along(self, path: Callable[[float], np.ndarray]) -> np.ndarray:
+        """Return the widest candidate int64 [G] on a path that only narrows.
+
+        Args:
+            path: from 0 .. 1 to float [G], which may jump. What it leaves narrower than is
+                allowed is not; where its end costs too much, all groups shrink further.
+        """
+
+        def at(place: float) -> np.ndarray:
+            return np.clip(path(place), self.min_widths, self.groups.widths)
+
+        low, high = 0.0, 1.0
+        if not self.meets(self.round(at(high))):
+            return self.project(at(high), self.min_widths)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            met = self.meets(self.round(at(middle)))
+            low, high = (low, middle) if met else (middle, high)
+        start = self.groups.widths if low == 0 else at(low)
+        return self.project(start, at(high))
 
     def usage(self, widths: np.ndarray) -> dict[str, dict[str, float | str]]:
         """Return what ``widths`` int [G] cost, beside the dense network, by limit."""

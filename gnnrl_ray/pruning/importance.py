@@ -3,7 +3,8 @@
 Axis letters: G prunable groups, C channels of one group, K numbers of one channel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,18 +29,17 @@ _WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 IMPORTANCES = (*_WEIGHTS, "bn", "taylor", "random")
 
 
-def rank(
+def importances(
     network: nn.Module,
     groups: ChannelGroups,
     importance: str = "l2",
     seed: int = 0,
     batch: Batch | None = None,
 ) -> tuple[np.ndarray, ...]:
-    """Order the channels of every group from most to least important.
+    """Say how important each channel of every group is.
 
     A channel's weights are those of all filters that make it, over all layers of its
-    group, so that layers of one residual stream are ranked as one. In a group with a step,
-    every so many channels divide evenly among the parts that must stay balanced.
+    group, so that layers of one residual stream are ranked as one.
 
     Args:
         network: the dense network.
@@ -52,7 +52,7 @@ def rank(
         batch: images [B, C, H, W] and labels [B], for ``taylor``.
 
     Returns:
-        G arrays, int64 [C] each: a permutation of 0 .. C - 1.
+        G arrays, float64 [C] each: the larger, the more important.
 
     Raises:
         InputError: unknown importance, or ``taylor`` without a batch.
@@ -62,20 +62,41 @@ def rank(
             f"unknown importance {importance!r}; known: {', '.join(IMPORTANCES)}."
         )
     scores = _scores(network, groups, importance, seed, batch)
-    return tuple(
-        _order(score.double().cpu().numpy(), parts)
-        for score, parts in zip(scores, groups.parts, strict=True)
-    )
+    return tuple(score.double().cpu().numpy() for score in scores)
+
+
+def rank(
+    network: nn.Module, groups: ChannelGroups, *measured_by: Any, **settings: Any
+) -> tuple[np.ndarray, ...]:
+    """Order channels as :func:`order` does, by their :func:`importances`."""
+    return order(groups, importances(network, groups, *measured_by, **settings))
+
+
+def filters(network: nn.Module, groups: ChannelGroups) -> list[Tensor]:
+    """Return the weights of each group's channels: G tensors float32 [C, K]."""
+    return _filters(groups, _tensors(network, groups))
+
+
+def order(groups: ChannelGroups, scores: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Order the channels of every group from most to least important.
+
+    In a group with a step, every so many channels divide evenly among the parts that must
+    stay balanced.
+
+    Args:
+        groups: of the network.
+        scores: G arrays [C]: how important each channel is.
+
+    Returns:
+        G arrays, int64 [C] each: a permutation of 0 .. C - 1.
+    """
+    return tuple(map(_order, scores, groups.parts))
 
 
 def _scores(
     network: nn.Module, groups: ChannelGroups, importance: str, seed: int, batch
 ) -> list[Tensor]:
-    tensors = {
-        name: network.get_parameter(name).detach()
-        for name, layout in groups.layouts.items()
-        if layout.trained
-    }
+    tensors = _tensors(network, groups)
     if importance == "random":
         generator = torch.Generator().manual_seed(seed)
         return [torch.rand(width, generator=generator) for width in groups.widths.tolist()]
@@ -93,6 +114,15 @@ def _scores(
             for norm, weight in zip(norms, weights, strict=True)
         ]
     return [_WEIGHTS[importance](rows) for rows in _filters(groups, tensors)]
+
+
+def _tensors(network: nn.Module, groups: ChannelGroups) -> dict[str, Tensor]:
+    """Return the parameters that have channels."""
+    return {
+        name: network.get_parameter(name).detach()
+        for name, layout in groups.layouts.items()
+        if layout.trained
+    }
 
 
 def _slopes(network: nn.Module, tensors: dict, batch: Batch) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch import fx, nn
 from gnnrl_ray.data import Data
 from gnnrl_ray.errors import Notice
 from gnnrl_ray.pruning.budget import Budget
-from gnnrl_ray.pruning.importance import rank
+from gnnrl_ray.pruning.importance import importances, order
 from gnnrl_ray.pruning.removal import keep, remove
 from gnnrl_ray.scoring.evaluation import TOLERANCE, EvaluationMode, Evaluator, Score, choose
 from gnnrl_ray.scoring.masking import MaskedEvaluator
@@ -47,8 +47,10 @@ class Objective:
         early_stop: stop scoring candidates that cannot be among the best few.
 
     Attributes:
+        network: a copy of the dense one, on the device of the data.
         groups: of the network.
         budget: what a candidate may cost.
+        scores: G arrays [C]: how important each channel is.
         mode: how candidates are evaluated; :meth:`choose` finds the fastest.
 
     Raises:
@@ -70,8 +72,8 @@ class Objective:
         early_stop: bool = False,
     ) -> None:
         # A copy: it moves between devices, and the caller's network stays where it is.
-        self._network, graph = copy.deepcopy((network, groups.graph_of(network)))
-        self._network.eval()
+        self.network, graph = copy.deepcopy((network, groups.graph_of(network)))
+        self.network.eval()
         graph.eval()
         self.groups = replace(groups, _graph=graph)
         if not isinstance(budget, Budget):
@@ -85,7 +87,8 @@ class Objective:
         if importance == "taylor":
             generator = torch.Generator().manual_seed(seed)
             batch = next(data.train.batches(_TAYLOR_BATCH, generator))
-        self._ranking = rank(network, groups, importance, seed, batch)
+        self.scores = importances(network, groups, importance, seed, batch)
+        self._ranking = order(groups, self.scores)
         self._known: dict[tuple[int, ...], Outcome] = {}
 
     @classmethod
@@ -105,7 +108,7 @@ class Objective:
 
     @cached_property
     def _graph(self) -> fx.GraphModule:
-        return self.groups.graph_of(self._network)
+        return self.groups.graph_of(self.network)
 
     @cached_property
     def _evaluator(self) -> Evaluator:
@@ -121,7 +124,7 @@ class Objective:
     def to(self, device: torch.device | str) -> "Objective":
         """Move network and data to ``device``; returns itself."""
         self.__dict__.pop("_graph", None)
-        self._network.to(device, memory_format=torch.channels_last)
+        self.network.to(device, memory_format=torch.channels_last)
         self._data = self._data.to(device)
         return self
 
@@ -207,6 +210,10 @@ class Objective:
                 images=None if complete else score.images,
             )
         return self._known[key]
+
+    def accuracy(self, widths: Sequence[int]) -> float:
+        """Return what ``widths`` [G] score, over the budget or not; it is no outcome."""
+        return self._score(widths).accuracy
 
     def _score(self, widths: Sequence[int]) -> Score:
         if self.mode.masked:

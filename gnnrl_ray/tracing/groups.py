@@ -6,12 +6,12 @@ layers are looked at: what is tied follows from one trace and the labels sent th
 Axis letters: G prunable groups, C channels of one group or operation.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+import regex
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import fx, nn
@@ -23,6 +23,8 @@ from gnnrl_ray.tracing.effects import follow
 from gnnrl_ray.tracing.labels import Labelled, Labels
 from gnnrl_ray.tracing.operations import FIXED, Layout, Operation
 from gnnrl_ray.tracing.symbolic import closed_in, get_tensor, symbolic, unwrapped
+
+_PATTERN_SECONDS = 1  # for one name; some patterns need ages
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +141,7 @@ def trace(
 
     Raises:
         TraceError: names the module, the operation and the line that is not understood.
-        InputError: ``keep`` is no regular expression, or matches no layer.
+        InputError: ``keep`` is no regular expression, matches no layer, or takes ages.
     """
     input_shape, network = tuple(input_shape), unwrapped(network)
     reference = Reference.of(network, input_shape)
@@ -178,16 +180,29 @@ def _shares_weights(graph: fx.GraphModule, network: nn.Module) -> bool:
 
 def _keep(labels: Labels, pattern: str) -> None:
     """Freeze what layers with a name that ``pattern`` matches make."""
-    expression = re.compile(parse_pattern(pattern))
+    try:
+        expression = regex.compile(parse_pattern(pattern))
+    except regex.error as error:  # what Python's own took
+        raise InputError(f"--keep {pattern!r} is not understood: {error}.") from error
     found = False
     for labelled in labels.operations:
         op = labelled.operation
-        if op.weight and not op.depthwise and expression.search(op.module or op.name):
+        if op.weight and not op.depthwise and _matches(expression, op.module or op.name):
             found = True
             for label in labelled.made[labelled.made != FIXED].tolist():
                 labels.frozen.setdefault(label, f"--keep {pattern}")
     if not found:
         raise InputError(f"--keep {pattern!r} matches no layer; `inspect` lists them.")
+
+
+def _matches(expression: regex.Pattern, name: str) -> bool:
+    try:
+        return expression.search(name, timeout=_PATTERN_SECONDS) is not None
+    except TimeoutError:
+        raise InputError(
+            f"--keep {expression.pattern!r} takes over {_PATTERN_SECONDS} s to match "
+            f"{name!r}; repetitions within repetitions do."
+        ) from None
 
 
 class _Grouping:

@@ -1,0 +1,47 @@
+"""The method ``spp``."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from gnnrl_ray.methods.proposer import Proposer
+from gnnrl_ray.pruning.importance import filters
+from gnnrl_ray.scoring.outcome import Outcome
+from gnnrl_ray.settings import SearchSettings
+
+
+class SPP(Proposer):
+    """The ratios of structured probabilistic pruning: one candidate.
+
+    https://arxiv.org/abs/1709.06994 finds by principal components how many filters a layer
+    needs: here, as many as leave the same share of the filters' variance unexplained in
+    all groups, a share that the budget determines. Its pruning while training is not done:
+    all methods are fine-tuned alike.
+    """
+
+    @staticmethod
+    def candidates(settings: SearchSettings) -> int:  # noqa: D102
+        return 1
+
+    def propose(  # noqa: D102
+        self, history: Sequence[Outcome], generator: np.random.Generator
+    ) -> np.ndarray:
+        objective = self.task.objective
+        errors = [_errors(rows) for rows in filters(objective.network, objective.groups)]
+        levels = np.unique(np.concatenate(errors))
+
+        def path(place: float) -> np.ndarray:
+            level = levels[min(int(place * len(levels)), len(levels) - 1)]
+            return np.array([(error > level).sum() for error in errors])
+
+        return self.budget.along(path)
+
+
+def _errors(rows: torch.Tensor) -> np.ndarray:
+    """Return [C]: the share of variance that the first 0 .. C - 1 components leave."""
+    values = torch.linalg.svdvals((rows - rows.mean(0)).double()).square()
+    left = values.flip(0).cumsum(0).flip(0)
+    errors = torch.zeros(len(rows), dtype=torch.float64)  # with fewer numbers than filters
+    errors[: len(left)] = left / left[0].clamp_min(1e-30)
+    return errors.numpy()
