@@ -4,17 +4,20 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from gnnrl_ray import Outcome, SearchSettings, Source, load_data, load_pruned
+from gnnrl_ray import Outcome, SearchSettings, Source, cli, load_data, load_pruned
 from gnnrl_ray.errors import GnnrlError
 from gnnrl_ray.jobs.sweep import Sweep
 from gnnrl_ray.pruning.budget import Budget
@@ -23,7 +26,7 @@ from gnnrl_ray.pruning.removal import keep, remove
 from gnnrl_ray.run.directory import Run
 from gnnrl_ray.tracing.groups import trace
 from gnnrl_ray.zoo import build_network
-from gnnrl_ray.zoo.weights import read_weights
+from gnnrl_ray.zoo.weights import read_weights, save_weights, weights_path
 
 # Set the environment's HYPOTHESIS_EXAMPLES for more; then they are drawn anew.
 COUNT = int(os.environ.get("HYPOTHESIS_EXAMPLES", 0))
@@ -199,3 +202,81 @@ def test_arrays_of_other_kinds(tmp_path, array):
     )
     with pytest.raises(GnnrlError):
         load_data("cifar10", tmp_path)
+
+
+# What people, and programs that start others, write where something else should be.
+WORDS = (
+    "", " ", "-", "-1", "0", "1", "2", "0.5", "nan", "-inf", "1e400", "9" * 30, "0x1F",
+    "1,2,3", "3,32,32", "3,-1,8", "3x99999999x99999999", "[]", "{", "a=b", "hidden=[", "é",
+    "gamma=1e999", "../..", "/dev/null", "/etc/passwd", "/proc/self/mem", "file:///etc",
+    "http://127.0.0.1:9/x", "abc://x", "os:system", "builtins:len", ".x:y", "timm:nothing",
+    "torchvision:nothing", "torch.nn:Linear", "(", "(a+)+$", "(.*)*(.*)*(.*)*x",
+    "a{9999999999}", "%s", "a\nb", "cuda:99", "cpu", "auto", "no", "x.svg", "\x1b[31m",
+)  # fmt: skip
+# Of each command, words that make it end soon.
+COMMANDS = {
+    "search": ["--method", "uniform", "--finetune", "none", "--epochs", "0"],
+    "evaluate": ["run"],
+    "finetune": ["run", "--epochs", "1"],
+    "train": ["--epochs", "0.01"],
+    "inspect": [],
+    "sweep": ["sweep.toml"],
+}
+# It starts Ray, which takes longer than all else here.
+LEFT_OUT = {("--env-runners", "1"), ("--env-runners", "2")}
+
+
+def options_of(name):
+    """Return all options of a command: (what is written, whether a value follows)."""
+    command = typer.main.get_command(cli.app).commands[name]
+    return [
+        (opt, not getattr(parameter, "is_flag", False))
+        for parameter in command.params
+        for opt in (*parameter.opts, *parameter.secondary_opts)
+        if opt.startswith("--") and opt != "--help"
+    ]
+
+
+@pytest.fixture(scope="module")
+def workplace(finished, tmp_path_factory):
+    """A folder with a run of digits, weights for them, and a sweep that cannot be."""
+    folder = tmp_path_factory.mktemp("workplace")
+    shutil.copytree(finished, folder / "run")
+    (folder / "sweep.toml").write_bytes(SWEEP + b"[other]\n")
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GNNRL_HOME", str(folder / "home"))
+        save_weights(build_network("resnet20"), weights_path("resnet20", "digits"))
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@settings(FEWER, deadline=None)
+@given(data=st.data())
+def test_command_lines(workplace, capsys, name, data):
+    drawn = data.draw(
+        st.lists(
+            st.tuples(st.sampled_from(options_of(name)), st.sampled_from(WORDS)),
+            min_size=1, max_size=3,
+        )
+    )  # fmt: skip
+    words = [w for (option, valued), word in drawn if (option, word) not in LEFT_OUT
+             for w in ((option, word) if valued else (option,))]  # fmt: skip
+    before = set(workplace.parent.iterdir())
+    began = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["gnnrl-ray", name, *COMMANDS[name], *words])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+    said = capsys.readouterr().err
+    assert code in (0, 1, 2), words
+    assert "Traceback" not in said
+    assert code == 0 or said.strip(), words
+    assert time.monotonic() - began < 20, words
+    assert set(workplace.parent.iterdir()) == before
+    for path in workplace.glob("runs/*"):
+        shutil.rmtree(path)
