@@ -18,9 +18,9 @@ import torch
 
 from benchmarks.run import machine
 from gnnrl_ray import Costs, SearchSettings, Source, search, trace
-from gnnrl_ray.display.report import measure
 from gnnrl_ray.jobs.finetuning import finetune
 from gnnrl_ray.run.directory import Run, rebuild
+from gnnrl_ray.scoring.measures import measure
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results/headline.json"

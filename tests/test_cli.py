@@ -93,7 +93,7 @@ def test_impossible_budgets_name_the_smallest(command, home, flops):
     [
         (("--network", "resnet21"), "unknown network 'resnet21'; known: resnet20"),
         (("--dataset", "mnist"), "unknown dataset 'mnist'; known: digits, cifar10"),
-        (("--method", "dice"), "'dice' is not one of 'gnn-rl', 'uniform', 'random'"),
+        (("--method", "dice"), "'dice' is not one of 'gnn-rl', 'uniform', 'shallow'"),
         (("--finetune", "some"), "--finetune 'some' is not none"),
         (("--importance", "l3"), "'l3' is not one of 'l1', 'l2', 'median', 'bn'"),
         (("--network", "torchvision:resnet51"), "torchvision has no network 'resnet51'"),
@@ -249,16 +249,8 @@ def test_help_teaches(command, words):
 
 
 def test_ctrl_c_keeps_what_there_is(home):
-    words = [
-        sys.executable,
-        "-m",
-        "gnnrl_ray",
-        "search",
-        "--method",
-        "random",
-        "--out",
-        "run",
-    ]
+    words = [sys.executable, "-m", "gnnrl_ray", "search", "--method", "random", "--out", "run"]
+    words += ["--finetune", "none", "--precision", "float32"]
     process = subprocess.Popen(
         words,
         cwd=home,

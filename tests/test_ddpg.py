@@ -246,11 +246,11 @@ def test_exploration_follows_the_global_episode(build):
 
 
 def test_the_same_seed_gives_the_same_run_with_and_without_a_runner(build):
-    first = run(build(config()), 12)
-    second = run(build(config()), 12)
-    remote = run(build(config().env_runners(num_env_runners=1)), 12)
-    assert set(first) == set(remote) == set(range(12))
-    for index in range(12):
+    first = run(build(config()), 8)
+    second = run(build(config()), 8)
+    remote = run(build(config().env_runners(num_env_runners=1)), 8)
+    assert set(first) == set(remote) == set(range(8))
+    for index in range(8):
         for a, b, c in zip(first[index], second[index], remote[index], strict=True):
             assert np.array_equal(a, b)
             assert np.array_equal(a, c)

@@ -12,7 +12,17 @@ PACKAGE = Path(gnnrl_ray.__file__).parent
 ORDER = [
     *("errors", "interrupts", "home", "settings", "storage", "zoo", "data"),
     *("tracing", "pruning", "graph", "scoring", "source", "run"),
-    *("actors", "agent", "methods", "jobs", "display", "options", "cli", "__main__"),
+    *(
+        "actors",
+        "agent",
+        "methods",
+        "jobs",
+        "display",
+        "options",
+        "commands",
+        "cli",
+        "__main__",
+    ),
 ]
 RAY_STARTS = ORDER.index("actors")
 
@@ -46,5 +56,9 @@ def test_imports_point_down(path, room):
 
 @pytest.mark.parametrize(("path", "room"), list(rooms()))
 def test_ray_is_not_needed_below_the_agent(path, room):
-    if ORDER.index(room) < RAY_STARTS or path.parent.name == "methods" or room == "cli":
+    if (
+        ORDER.index(room) < RAY_STARTS
+        or path.parent.name == "methods"
+        or room in ("cli", "commands")
+    ):
         assert "ray" not in {n.split(".")[0] for n in imports(path, top_level_only=True)}

@@ -124,7 +124,7 @@ def test_black_boxes_beat_chance_on_a_task_that_can_be_learnt(name):
             known[history[-1].widths] = history[-1]
         return max(outcome.accuracy for outcome in history)
 
-    count = 40 if name in ("gp", "turbo") else 200  # these take longer, and need fewer
+    count = 32 if name in ("gp", "turbo") else 200  # these take longer, and need fewer
     assert found(method_of(name), count) > found(Random, count) + 0.01
 
 

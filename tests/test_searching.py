@@ -147,7 +147,7 @@ def test_a_run_can_be_made_longer(short, tmp_path):
 
 def test_unknown_methods_list_the_known(short):
     with pytest.raises(
-        ValueError, match="'greedy' is not one of 'gnn-rl', 'uniform', 'random'"
+        ValueError, match="'greedy' is not one of 'gnn-rl', 'uniform', 'shallow'"
     ):
         short("greedy")
 

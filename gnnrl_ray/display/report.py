@@ -9,44 +9,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from torch import nn
 
 from gnnrl_ray.data import Data
 from gnnrl_ray.display.drawing import motif_names
 from gnnrl_ray.graph.hierarchy import HierarchicalGraph
 from gnnrl_ray.pruning.costs import Costs
 from gnnrl_ray.run.directory import Run
-from gnnrl_ray.scoring.training import accuracy
 from gnnrl_ray.tracing.groups import ChannelGroups
-
-
-def measure(
-    network: nn.Module, data: Data, costs: Costs, widths: Sequence[int] | None = None
-) -> dict[str, float]:
-    """Return accuracy in [0, 1] on each split that is not trained on, and costs.
-
-    ``test`` is all test images, ``holdout`` those that no search has seen; ``macs`` of
-    one image; ``params`` trainable parameters.
-
-    Args:
-        network: dense or pruned.
-        data: set.
-        costs: of the dense network.
-        widths: [G], that ``network`` keeps; default: all.
-    """
-    now = costs.groups.check_widths(costs.groups.widths if widths is None else widths)
-    validation = accuracy(network, data.validation)
-    holdout = test = accuracy(network, data.holdout)
-    if data.protocol.startswith("test"):  # then the two are the test set
-        share = len(data.validation) / len(data.test)
-        test = share * validation + (1 - share) * holdout
-    return {
-        "validation": validation,
-        "holdout": holdout,
-        "test": test,
-        "macs": int(costs.macs(now)),
-        "params": int(costs.params(now)),
-    }
 
 
 def measures_table(rows: dict[str, dict[str, float]], data: Data) -> Table:

@@ -20,6 +20,7 @@ def finetune(
     batch_size: int = 128,
     seed: int = 0,
     precision: str | None = None,
+    like: nn.Module | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
     """Fine-tune the winner of ``run`` in place, and keep it there.
@@ -37,6 +38,8 @@ def finetune(
         seed: of order and augmentation.
         precision: see :func:`~gnnrl_ray.scoring.training.train`; default: what the search
             found to be fast and right.
+        like: the dense network, where parameters that are as large as there stay as they
+            are: only pruned layers are updated, as in GNN-RL, section 4.1.
         on_step: called with the number of steps done and the last loss.
     """
     if precision is None:
@@ -51,6 +54,8 @@ def finetune(
 
     steps = epochs * steps_per_epoch(data.train, batch_size)
     device = next(network.parameters()).device
+    if like is not None:
+        _freeze(network, like)
     with locked(run.storage):
         try:
             train(
@@ -64,3 +69,10 @@ def finetune(
                 {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed,
                  "precision": precision, "steps": steps, "steps_done": done},
             )  # fmt: skip
+
+
+def _freeze(network: nn.Module, dense: nn.Module) -> None:
+    """Let training leave alone what has the same shape as in ``dense``."""
+    shapes = {name: parameter.shape for name, parameter in dense.named_parameters()}
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(shapes.get(name) != parameter.shape)

@@ -13,7 +13,7 @@ _RANDOM, _LEAST = 30, 0.1  # candidates until chance is at its least, and that
 
 
 class RNP(Proposer):
-    """Runtime neural pruning (https://papers.nips.cc/paper/6813), deployed statically.
+    """Runtime neural pruning (Lin et al., NeurIPS 2017), deployed statically.
 
     Q-learning goes through the network and decides how many quarters of each group stay.
     The original decides anew for each image, from its features; a network that is smaller

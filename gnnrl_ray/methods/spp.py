@@ -12,12 +12,12 @@ from gnnrl_ray.settings import SearchSettings
 
 
 class SPP(Proposer):
-    """The ratios of structured probabilistic pruning: one candidate.
+    """Structured probabilistic pruning's place in the comparison: one candidate.
 
-    https://arxiv.org/abs/1709.06994 finds by principal components how many filters a layer
-    needs: here, as many as leave the same share of the filters' variance unexplained in
-    all groups, a share that the budget determines. Its pruning while training is not done:
-    all methods are fine-tuned alike.
+    https://arxiv.org/abs/1709.06994 prunes while it trains, at ratios that it is told. Here
+    all methods are fine-tuned alike, and principal components tell the ratios: every group
+    keeps as many filters as leave the same share of their variance unexplained, a share
+    that the budget determines.
     """
 
     @staticmethod

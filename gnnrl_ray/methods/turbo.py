@@ -8,6 +8,7 @@ from scipy.stats import norm, rankdata
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+from threadpoolctl import threadpool_limits
 
 from gnnrl_ray.methods.proposer import Proposer
 from gnnrl_ray.scoring.outcome import Outcome
@@ -82,7 +83,8 @@ def _fitted(inputs: np.ndarray, scores: np.ndarray) -> GaussianProcessRegressor:
     lengths = np.ones(inputs.shape[1])
     kernel = ConstantKernel(1.0, (0.05, 20)) * Matern(lengths, (0.05, 20), nu=2.5)
     model = GaussianProcessRegressor(kernel + WhiteKernel(0.1, (1e-3, 1)))
-    with warnings.catch_warnings():
+    # Of so small matrices, several threads take longer than one.
+    with warnings.catch_warnings(), threadpool_limits(1):
         # A length at its bound is that of a group which does not matter.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit(inputs, scores)

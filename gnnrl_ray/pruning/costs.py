@@ -92,6 +92,27 @@ class Costs:
         """Return int64 [..., O]: output channels of each of the O operations."""
         return _whole(self._ones(widths) @ self._channels.T)
 
+    def paper_share(self, widths: np.ndarray) -> float:
+        """Return the share of FLOPs as the paper's authors count it, of ``widths`` [G].
+
+        The sum of f_i r_i r_(i-1) over convolutions in their order, by that of f_i: what a
+        layer keeps times what the layer before it keeps, be it the one that it reads or
+        not; f_i counts multiplications and additions. For comparison with their figures.
+        """
+        total = counted = 0.0
+        before = 1.0
+        channels = self._ones(np.asarray(widths)) @ self._outputs.T
+        dense = self._ones(self.groups.widths) @ self._outputs.T
+        for op, ratio in zip(self.groups.layers, channels / dense, strict=True):
+            if op.kind != "conv":
+                continue
+            inputs = 1 if op.depthwise else len(op.inputs) // op.groups
+            flops = (inputs * (2 * op.kernel - 1) + 1) * len(op.outputs) * op.uses
+            total += flops
+            counted += flops * ratio * before
+            before = ratio
+        return counted / total
+
     def activations(self, widths: np.ndarray) -> np.ndarray:
         """Return int64 [...]: numbers in the largest of all outputs, for one image."""
         return _whole((self._ones(widths) @ self._activations.T).max(-1))

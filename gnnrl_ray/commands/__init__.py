@@ -1,0 +1,1 @@
+"""The commands of ``gnnrl-ray``, each in a file of its own; ``cli`` puts them together."""

@@ -1,0 +1,76 @@
+"""The command ``compare``."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gnnrl_ray.commands.terminal import JsonOption, QuietOption, console, errors, stop
+from gnnrl_ray.display.comparison import (
+    comparison_markdown,
+    comparison_table,
+    draw_comparison,
+    paired,
+    summary,
+)
+from gnnrl_ray.display.panel import Panel
+from gnnrl_ray.jobs.comparing import Comparison, compare
+from gnnrl_ray.methods import method_of
+from gnnrl_ray.storage import Storage
+
+
+def compare_command(
+    file: Annotated[
+        Path, typer.Argument(help="TOML; see tuned_examples/compare_resnet20.toml.")
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(help="Directory that all nodes see, or URI; default: compared/FILE."),
+    ] = None,
+    at_once: Annotated[
+        int, typer.Option(min=1, help="Searches at a time, as tasks of Ray; 1: none of it.")
+    ] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="Share of a GPU for each.")] = 0.0,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to run on, as for `search`.")
+    ] = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold methods against each other: same networks, budgets, seeds and fine-tuning.
+
+    Started again, it goes on: what is measured in --out is not measured again.
+    """
+    comparison = Comparison.read(file)
+    folder = out or f"compared/{file.stem}"
+    candidates = {
+        cell.name: method_of(cell.method).candidates(comparison.settings(cell))
+        for cell in comparison.cells()
+    }
+    done = dict.fromkeys(candidates, 0)
+    with Panel(f"compare {file.stem}", sum(candidates.values()), errors, quiet) as panel:
+
+        def on_progress(name: str, episodes: int, best: float | None) -> None:
+            done[name] = episodes
+            panel.episode(sum(done.values()), best)
+
+        try:
+            table = compare(
+                comparison, folder, at_once=at_once, gpus=gpus, address=address,
+                on_progress=on_progress,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            again = ["gnnrl-ray", "compare", str(file), "--out", folder]
+            stop(f"go on with: {shlex.join(again)}")
+    storage, found = Storage(folder), summary(table)
+    storage.write("results.md", comparison_markdown(found, paired(table)).encode())
+    storage.write("results.png", draw_comparison(table))
+    if as_json:
+        print(found.to_json(orient="records"))
+        return
+    console.print(comparison_table(found))
+    if "error" in table:
+        for row in table.dropna(subset="error").itertuples():
+            errors.print(f"{row.run}: {row.error}")
+    print(f"tables and a picture are in {folder}/results.md, results.csv and results.png")

@@ -1,0 +1,77 @@
+"""The command ``finetune``."""
+
+import shlex
+from typing import Annotated
+
+import typer
+from torch import nn
+
+from gnnrl_ray.commands.evaluate import of_run, show_measures
+from gnnrl_ray.commands.terminal import (
+    BatchOption,
+    DeviceOption,
+    JsonOption,
+    RateOption,
+    RunArgument,
+    TrustOption,
+    errors,
+    stop,
+)
+from gnnrl_ray.data import Data
+from gnnrl_ray.display.panel import progress
+from gnnrl_ray.errors import InputError
+from gnnrl_ray.jobs.finetuning import finetune
+from gnnrl_ray.jobs.searching import device_of
+from gnnrl_ray.pruning.costs import Costs
+from gnnrl_ray.run.directory import Run, rebuild
+from gnnrl_ray.scoring.training import steps_per_epoch
+from gnnrl_ray.settings import PRECISIONS
+
+
+def finetune_command(
+    run: RunArgument,
+    epochs: Annotated[int, typer.Option(min=1, max=10**5, help="Over the data.")] = 100,
+    lr: RateOption = 0.05,
+    batch_size: BatchOption = 128,
+    seed: Annotated[int, typer.Option(help="Of order and augmentation.")] = 0,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(PRECISIONS[1:]),
+            help="Of training; weights stay float32. Default: as the search evaluated.",
+        ),
+    ] = None,
+    device: DeviceOption = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder of the data, if not that of the search.")
+    ] = None,
+    trust: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fine-tune the winner of a search; what is reported is the last epoch."""
+    if precision not in (None, *PRECISIONS[1:]):
+        known = ", ".join(map(repr, PRECISIONS[1:]))
+        raise InputError(f"--precision {precision!r} is not one of {known}.")
+    opened = Run.open(run)
+    network, data, costs = of_run(opened, {"data_dir": data_dir}, trust)
+    finetune_shown(
+        opened, network, data, costs, epochs=epochs, lr=lr, batch_size=batch_size,
+        seed=seed, device=device, precision=precision,
+    )  # fmt: skip
+    show_measures(network, data, costs, as_json, opened)
+
+
+def finetune_shown(
+    run: Run, network: nn.Module, data: Data, costs: Costs, *, epochs: int,
+    device: str | None, batch_size: int = 128, **settings: object,
+) -> None:  # fmt: skip
+    """Fine-tune the winner of a run, and show how it goes."""
+    smaller = rebuild(run.storage, network, costs.groups, "pruned").to(device_of(device))
+    steps = epochs * steps_per_epoch(data.train, batch_size)
+    with progress(errors, "fine-tuning the winner", steps, 100) as advance:
+        try:
+            finetune(run, smaller, data, epochs=epochs, batch_size=batch_size,
+                     on_step=advance, **settings)  # fmt: skip
+        except KeyboardInterrupt:
+            again = shlex.join(["gnnrl-ray", "finetune", str(run.storage)])
+            stop(f"{run.storage}/finetuned.safetensors is left; start over with: {again}")

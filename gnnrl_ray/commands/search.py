@@ -1,0 +1,112 @@
+"""The command ``search``."""
+
+import os
+import shlex
+from typing import Annotated, NoReturn
+
+import typer
+
+from gnnrl_ray.commands.evaluate import show_measures
+from gnnrl_ray.commands.finetune import finetune_shown
+from gnnrl_ray.commands.terminal import JsonOption, QuietOption, TrustOption, errors, stop
+from gnnrl_ray.commands.train import load_weights
+from gnnrl_ray.display.panel import Panel
+from gnnrl_ray.display.report import budget_used, draw_search
+from gnnrl_ray.jobs.searching import Search
+from gnnrl_ray.methods import method_of
+from gnnrl_ray.options import settings_as_options
+from gnnrl_ray.pruning.costs import Costs
+from gnnrl_ray.run.directory import Run
+from gnnrl_ray.scoring.outcome import Outcome
+from gnnrl_ray.settings import SearchSettings
+from gnnrl_ray.source import EMBEDDED, EMBEDDED_EPOCHS, Source
+from gnnrl_ray.storage import Storage
+
+
+@settings_as_options(source=Source, settings=SearchSettings)
+def search_command(
+    source: dict,
+    settings: dict,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Fine-tune the winner at the end; default: "
+            f"{EMBEDDED_EPOCHS} on {EMBEDDED}, else 0 (see `gnnrl-ray finetune`).",
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Directory or URI; default: runs/NETWORK-DATASET-METHOD."),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            help="Continue this run, with the settings it was started with, but for "
+            "--episodes, --device, --data-dir and what concerns env runners."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
+    trust: TrustOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Search for the best widths within a budget.
+
+    Without arguments: ResNet-20 on scikit-learn's digits at half the MACs, in minutes.
+    """
+    done = 0
+    if resume:
+        run = Run.open(resume)
+        run.check_trust(source, trust)
+        about = run.source.continued(source, resume)
+        wanted, done = run.settings.continued(settings, resume), len(run.journal)
+    else:
+        about, wanted = Source(**source), SearchSettings(**settings)
+    name = f"{(about.network or '').replace(':', '-')}-{about.dataset}-{wanted.method}"
+    folder = resume or out or f"runs/{name}"
+    if wanted.env_runners:
+        # One line of Ray's in place of one for every actor; what matters, we say.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    data = about.load_data()
+    network = about.build(data)
+    search = Search(network, data, wanted, about)  # before anything takes long
+    load_weights(about, network, data)
+    total = method_of(wanted.method).candidates(wanted)
+    title = f"{wanted.method} on {about.network}"
+    with Panel(title, total, errors, quiet) as panel:
+
+        def on_episode(done: int, best: Outcome | None) -> None:
+            panel.episode(done, best and best.accuracy)
+
+        panel.begin(done)
+        try:
+            outcome = search.run(
+                folder, resume=resume is not None, overwrite=overwrite,
+                on_episode=on_episode, on_status=panel.status,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            _interrupted(folder, total)
+    run = Run.open(folder)
+    draw_search(run)
+    if epochs is None:
+        epochs = EMBEDDED_EPOCHS if about.dataset == EMBEDDED else 0
+    costs = Costs(search.groups)
+    if epochs:
+        finetune_shown(run, network, data, costs, epochs=epochs, seed=wanted.seed,
+                        device=wanted.device)  # fmt: skip
+    show_measures(network, data, costs, as_json, run)
+    if not as_json:
+        reached = f"validation accuracy {outcome.accuracy:.2%} at {budget_used(run.best())}"
+        print(f"best of {len(run.journal)}: {reached}; everything is in {folder}")
+
+
+def _interrupted(folder: str, total: int) -> NoReturn:
+    if not Storage(folder).exists("run.json"):
+        stop("there was nothing to save yet")
+    journal = Run.open(folder).journal
+    best = journal.best()
+    said = f"{len(journal)} of {total} episodes are in {folder}/journal.jsonl"
+    if best is not None:
+        said += f", the best so far ({best[1].accuracy:.2%}) in {folder}/best.json"
+    stop(f"{said}; go on with: {shlex.join(['gnnrl-ray', 'search', '--resume', folder])}")

@@ -1,0 +1,315 @@
+"""Methods beside each other: the same networks, budgets and seeds, one protocol for all."""
+
+import json
+import os
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from itertools import product
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from gnnrl_ray.errors import GnnrlError, InputError
+from gnnrl_ray.jobs.finetuning import finetune
+from gnnrl_ray.jobs.searching import device_of, search
+from gnnrl_ray.methods import METHODS, method_of
+from gnnrl_ray.pruning.costs import Costs
+from gnnrl_ray.run.directory import Run, rebuild
+from gnnrl_ray.scoring.measures import measure
+from gnnrl_ray.settings import BUDGETS, Checked, SearchSettings, setting, unknown_setting
+from gnnrl_ray.source import Source
+from gnnrl_ray.storage import Storage
+from gnnrl_ray.tracing.groups import trace
+
+_CELL = {"network", "method", "seed", *BUDGETS}
+_SEARCH = (SearchSettings.names() | Source.names()) - _CELL - {"weights", "address"}
+# How many episodes of a cell are over, and the best accuracy so far.
+Progress = Callable[[str, int, float | None], None]
+
+
+class ComparisonError(InputError):
+    """A comparison that cannot be understood."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Checked):
+    """How every winner is fine-tuned; each seed is a fine-tuning of its own."""
+
+    epochs: int = setting(0, "Passes over the training images; 0 for none.", least=0)
+    lr: float = setting(0.05, "Peak learning rate.", above=0)
+    batch_size: int = setting(128, "Images in one step.", least=2)
+    seeds: int = setting(1, "Of order and augmentation, from 0 on.", least=1)
+    only_pruned: bool = setting(
+        False, "Whether layers that lost no channel stay as they are, as in the paper."
+    )
+
+    @staticmethod
+    def flag(name: str) -> str:
+        """Return how a setting is written in the file."""
+        return f"[finetune] {name}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One search of a comparison."""
+
+    network: str
+    budget: Mapping[str, float]
+    method: str
+    seed: int
+
+    @property
+    def limits(self) -> str:
+        """The budget, for people: ``flops 0.5``."""
+        return ", ".join(f"{name} {value:g}" for name, value in self.budget.items())
+
+    @property
+    def name(self) -> str:
+        """Of its directory."""
+        words = (self.network, self.limits, self.method, str(self.seed))
+        return "-".join(words).replace(", ", "-").replace(" ", "").replace(":", "-")
+
+
+@dataclass
+class Comparison:
+    """What is compared with what.
+
+    Attributes:
+        networks: by name.
+        budgets: each a table of limits, such as ``{flops = 0.5}``.
+        methods: by name.
+        seeds: of each.
+        search: what all searches have in common: other settings of
+            :class:`~gnnrl_ray.settings.SearchSettings` and of
+            :class:`~gnnrl_ray.source.Source`.
+        finetune: settings of :class:`Recipe`.
+
+    Raises:
+        InputError: what is unknown, or cannot be.
+    """
+
+    networks: list[str]
+    budgets: list[dict[str, float]]
+    methods: list[str]
+    seeds: list[int] = field(default_factory=lambda: [0])
+    search: dict[str, Any] = field(default_factory=dict)
+    finetune: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("networks", "budgets", "methods", "seeds"):
+            if not isinstance(getattr(self, name), list) or not getattr(self, name):
+                raise ComparisonError(f"{name} has to be a list of one or more.")
+        if unknown := set(self.methods) - set(METHODS):
+            raise ComparisonError(
+                f"{unknown.pop()!r} is no method; known: {', '.join(METHODS)}."
+            )
+        for budget in self.budgets:
+            if not isinstance(budget, dict) or not budget or budget.keys() - set(BUDGETS):
+                known = ", ".join(BUDGETS)
+                raise ComparisonError(
+                    f"budgets has {budget!r}, which is no table of {known}, such as "
+                    "{ flops = 0.5 }."
+                )
+        for name in self.search:
+            if name not in _SEARCH:
+                raise unknown_setting(name, sorted(_SEARCH))
+        if unknown := self.finetune.keys() - Recipe.names():
+            known = ", ".join(sorted(Recipe.names()))
+            raise ComparisonError(f"[finetune] knows {known}, not {unknown.pop()!r}.")
+        self.recipe = Recipe.from_dict(self.finetune)
+        for cell in self.cells():  # each is checked before the first is run
+            self.source(cell)
+            self.settings(cell)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a TOML file; its tables are ``search`` and ``finetune``.
+
+        Raises:
+            ComparisonError: it is not that.
+        """
+        known = {f.name for f in fields(cls)}
+        try:
+            given = tomllib.loads(path.read_text())
+            if unknown := given.keys() - known:
+                raise ValueError(f"{unknown.pop()!r} is none of {', '.join(sorted(known))}")
+            return cls(**given)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, GnnrlError):
+                raise
+            raise ComparisonError(f"{path} is not a comparison: {error}.") from error
+
+    def cells(self) -> Iterator[Cell]:
+        """Yield every search, seed after seed, so that all methods come early."""
+        for seed, network, budget, method in product(
+            self.seeds, self.networks, self.budgets, self.methods
+        ):
+            yield Cell(network, dict(budget), method, seed)
+
+    def source(self, cell: Cell) -> Source:
+        """Return where network and data of a cell come from."""
+        own = {n: self.search[n] for n in Source.names() & self.search.keys()}
+        return Source.from_dict(own | {"network": cell.network})
+
+    def settings(self, cell: Cell) -> SearchSettings:
+        """Return the settings of the search of a cell."""
+        own = {n: self.search[n] for n in SearchSettings.names() & self.search.keys()}
+        given = own | {"method": cell.method, "seed": cell.seed} | dict(cell.budget)
+        settings = SearchSettings.from_dict(given)
+        method_of(settings.method).check(settings)
+        return settings
+
+
+def compare(
+    comparison: Comparison,
+    out: str,
+    *,
+    at_once: int = 1,
+    gpus: float = 0.0,
+    address: str | None = None,
+    on_progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Run every search, fine-tune every winner, and measure both.
+
+    In ``out``: the run directories under ``runs/``, ``rows/`` with what was measured, and
+    ``results.csv``. What is there is not done again, and what was interrupted goes on.
+
+    Args:
+        comparison: what is compared.
+        out: directory that all nodes see, or a URI.
+        at_once: how many searches run at a time, as tasks of Ray; 1: in this process.
+        gpus: share of a GPU for each of these.
+        address: of a Ray cluster, see :class:`~gnnrl_ray.settings.SearchSettings`.
+        on_progress: called with a search's name, how many of its episodes are over, and
+            the best accuracy so far.
+
+    Returns:
+        A row for each search and seed of fine-tuning; failed ones have only ``error``.
+
+    Raises:
+        KeyboardInterrupt: after ``results.csv`` has been written with what there is.
+    """
+    storage = Storage(out)
+    root = str(storage.local.resolve()) if storage.local else str(storage)
+    rows: dict[str, dict] = {}
+    left = []
+    for cell in comparison.cells():
+        if storage.exists(f"rows/{cell.name}.json"):
+            rows[cell.name] = json.loads(storage.read(f"rows/{cell.name}.json"))
+        else:
+            left.append(cell)
+    try:
+        if at_once == 1 and not address:
+            for cell in left:
+                rows[cell.name] = _row(cell, comparison, root, on_progress)
+        elif left:
+            tasks = {cell.name: (cell, comparison, root) for cell in left}
+            for name, row in _in_tasks(tasks, at_once, gpus, address):
+                rows[name] = row
+                if on_progress is not None and "error" not in row:
+                    on_progress(name, row["evaluations"], row["pruned"]["validation"])
+    finally:
+        table = _table(comparison, rows)
+        storage.write("results.csv", table.to_csv(index=False).encode())
+    return table
+
+
+def _in_tasks(
+    tasks: dict[str, tuple], at_once: int, gpus: float, address: str | None
+) -> Iterator[tuple[str, dict]]:
+    """Yield the rows of ``tasks``, the arguments of :func:`_row` by name, as they come."""
+    import ray
+
+    from gnnrl_ray.actors.connection import connected
+
+    with connected(address):
+        # A task whose worker dies is run again, and goes on with its run directory.
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_row)
+        names, under_way = list(reversed(tasks)), {}
+        while names or under_way:
+            while names and len(under_way) < at_once:
+                name = names.pop()
+                under_way[remote.remote(*tasks[name])] = name
+            (done,), _ = ray.wait(list(under_way), num_returns=1)
+            name = under_way.pop(done)
+            try:
+                yield name, ray.get(done)
+            except ray.exceptions.RayError as error:
+                yield name, {"error": str(error).strip().splitlines()[-1]}
+
+
+def _row(
+    cell: Cell, comparison: Comparison, root: str, on_progress: Progress | None = None
+) -> dict:
+    """Search, fine-tune and measure; what people can mend is in the row."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        row = _measured(cell, comparison, f"{root}/runs/{cell.name}", on_progress)
+    except (GnnrlError, OSError) as error:
+        return {"error": str(error)}
+    Storage(root).write(f"rows/{cell.name}.json", json.dumps(row).encode())
+    return row
+
+
+def _measured(
+    cell: Cell, comparison: Comparison, out: str, on_progress: Progress | None
+) -> dict:
+    source, settings = comparison.source(cell), comparison.settings(cell)
+    network, data = source.load()
+    there = Storage(out).exists("run.json")
+
+    def on_episode(done: int, best: Any) -> None:
+        if on_progress is not None:
+            on_progress(cell.name, done, best and best.accuracy)
+
+    search(network, data, settings, out=out, resume=there, source=source,
+           on_episode=on_episode)  # fmt: skip
+    run = Run.open(out)
+    costs = Costs(trace(network, data.input_shape, **settings.tracing))
+    widths = np.array(list(run.best()["groups"].values()))
+    winner = rebuild(run.storage, network, costs.groups, "pruned")
+    dense, recipe, tuned = measure(network, data, costs), comparison.recipe, []
+    for seed in range(recipe.seeds if recipe.epochs else 0):
+        smaller = rebuild(run.storage, network, costs.groups, "pruned")
+        smaller.to(device_of(settings.device))
+        finetune(
+            run, smaller, data, epochs=recipe.epochs, lr=recipe.lr, seed=seed,
+            batch_size=recipe.batch_size, like=network if recipe.only_pruned else None,
+        )  # fmt: skip
+        tuned.append(measure(smaller.cpu(), data, costs, widths))
+    found = measure(winner, data, costs, widths)
+    return {
+        "evaluations": len(run.journal),
+        "seconds": sum(outcome.seconds for _, outcome in run.journal),
+        "macs_share": found["macs"] / dense["macs"],
+        "params_share": found["params"] / dense["params"],
+        "paper_share": costs.paper_share(widths),
+        "dense": dense, "pruned": found, "tuned": tuned,
+    }  # fmt: skip
+
+
+def _table(comparison: Comparison, rows: Mapping[str, dict]) -> pd.DataFrame:
+    """Flatten what was measured: a row for each search and seed of fine-tuning."""
+    flat = []
+    for cell in comparison.cells():
+        if cell.name not in rows:
+            continue
+        row = rows[cell.name]
+        about = {"network": cell.network, "budget": cell.limits, "method": cell.method,
+                 "seed": cell.seed, "run": f"runs/{cell.name}"}  # fmt: skip
+        if "error" in row:
+            flat.append(about | {"error": row["error"]})
+            continue
+        own = {
+            name: value for name, value in row.items() if not isinstance(value, dict | list)
+        }
+        for kind in ("dense", "pruned"):
+            splits = ("validation", "holdout", "test")
+            own |= {f"{kind}_{split}": row[kind][split] for split in splits}
+        for seed, tuned in list(enumerate(row["tuned"])) or [(None, {})]:
+            after = {f"tuned_{split}": tuned.get(split) for split in splits}
+            flat.append(about | own | {"finetune_seed": seed} | after)
+    return pd.DataFrame(flat)
