@@ -249,8 +249,8 @@ def test_help_teaches(command, words):
 
 
 def test_ctrl_c_keeps_what_there_is(home):
-    words = [sys.executable, "-m", "gnnrl_ray", "search", "--method", "random", "--out", "run"]
-    words += ["--finetune", "none", "--precision", "float32"]
+    words = [sys.executable, "-m", "gnnrl_ray", "search", "--out", "run"]
+    words += ["--method", "random", "--finetune", "none", "--precision", "float32"]
     process = subprocess.Popen(
         words,
         cwd=home,
