@@ -21,7 +21,7 @@ from gnnrl_ray import Objective, Outcome, SearchSettings, load_data, trace
 from gnnrl_ray.actors.dispatch import Finished
 from gnnrl_ray.actors.sharing import SharedObjective
 from gnnrl_ray.agent.ddpg import DDPG, Hooks
-from gnnrl_ray.agent.method import ddpg_config
+from gnnrl_ray.agent.method import Agent
 
 RUNNERS = (1, 2, 4, 8, 16)
 # Of every runner; at the end of a search, runners wait for the last episode, and rounds of
@@ -65,7 +65,7 @@ def rows(networks: Sequence[str], dataset: str) -> Iterator[Row]:
     )  # fmt: skip
     for runners in RUNNERS:
         shared = SharedObjective(objective, remote=True)
-        config = ddpg_config(replace(settings, env_runners=runners), shared)
+        config = Agent.config(replace(settings, env_runners=runners), shared)
         algorithm = DDPG(config, hooks=Slept())
         try:
             _measure(algorithm, max(10, runners))  # what happens only once

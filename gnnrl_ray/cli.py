@@ -11,6 +11,7 @@ from gnnrl_ray.commands.compare import compare_command
 from gnnrl_ray.commands.evaluate import evaluate_command
 from gnnrl_ray.commands.finetune import finetune_command
 from gnnrl_ray.commands.inspect import inspect_command
+from gnnrl_ray.commands.report import report_command
 from gnnrl_ray.commands.search import search_command
 from gnnrl_ray.commands.sweep import sweep_command
 from gnnrl_ray.commands.terminal import errors
@@ -28,6 +29,7 @@ for name, command in {
     "search": search_command,
     "sweep": sweep_command,
     "compare": compare_command,
+    "report": report_command,
     "finetune": finetune_command,
     "evaluate": evaluate_command,
     "train": train_command,

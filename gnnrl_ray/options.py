@@ -77,12 +77,14 @@ def _option(owner: type[Checked], field: dataclasses.Field) -> inspect.Parameter
 
 
 def _table(name: str, given: list[str]) -> dict[str, Any]:
-    """Read NAME=VALUE, where values are JSON."""
+    """Read NAME=VALUE, where values are JSON, or words."""
     table = {}
     for text in given:
-        key, _, value = text.partition("=")
+        key, sign, value = text.partition("=")
+        if not (key and sign and value):
+            raise typer.BadParameter(f"{flag(name)} {text!r} is not NAME=VALUE.")
         try:
             table[key] = json.loads(value)
         except ValueError:
-            raise typer.BadParameter(f"{flag(name)} {text!r} is not NAME=NUMBER.") from None
+            table[key] = value
     return table

@@ -277,7 +277,7 @@ def test_ctrl_c_keeps_what_there_is(home):
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("noise", "is not NAME=NUMBER"), ("noise=loud", "is not NAME=NUMBER"),
+    [("noise", "is not NAME=VALUE"), ("noise=loud", "'loud' is not a number"),
      ("noize=1", "'noize' is no setting of it; known: actor_lr, ")],
 )  # fmt: skip
 def test_settings_of_the_agent_are_checked(setting, message, command, home):

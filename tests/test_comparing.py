@@ -18,7 +18,7 @@ FILE = """
 networks = ["resnet20"]
 budgets = [{ params = 0.4, flops = 0.8 }]
 methods = ["uniform", "random"]
-seeds = [0, 1]
+seeds = [1]
 [search]
 episodes = 3
 finetune = "none"
@@ -51,10 +51,10 @@ def test_every_cell_is_searched_tuned_and_measured_once(home):
     comparison, told = Comparison.read(home / "file.toml"), []
     out = str(home / "out")
     table = compare(comparison, out, on_progress=lambda *said: told.append(said))
-    assert len(table) == 4
+    assert len(table) == 2
     assert (table["macs_share"] <= 0.8).all()
     assert set(table["budget"]) == {"params 0.4, flops 0.8"}
-    assert table["evaluations"].tolist() == [1, 3, 1, 3]
+    assert table["evaluations"].tolist() == [1, 3]
     assert table["tuned_test"].notna().all()
     for row in table.itertuples():
         run = Run.open(home / "out" / row.run)
@@ -72,7 +72,7 @@ def test_every_cell_is_searched_tuned_and_measured_once(home):
 
 @pytest.mark.usefixtures("ray_session")
 def test_tasks_find_what_one_process_finds(home):
-    comparison = small(seeds=[0, 1])
+    comparison = small(methods=["uniform"])
     here = compare(comparison, str(home / "here"))
     there = compare(comparison, str(home / "there"), at_once=2)
     drop = ["seconds"]
@@ -187,13 +187,13 @@ def test_the_papers_count_is_by_hand():
 
 def test_the_command(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
-    short = FILE.replace('"random"', '"inside"').replace("epochs = 1", "epochs = 0")
+    short = FILE.replace('"random"', "").replace("epochs = 1", "epochs = 0")
     (home / "file.toml").write_text(short)
     monkeypatch.setattr("sys.argv", ["gnnrl-ray", "compare", "file.toml", "--json"])
     with contextlib.suppress(SystemExit):
         cli.main()
     found = json.loads(capsys.readouterr().out)
-    assert [row["method"] for row in found] == ["uniform", "inside"]
+    assert [row["method"] for row in found] == ["uniform"]
     text = (home / "compared/file/results.md").read_text()
-    assert text.count("| resnet20 |") == 3
+    assert text.count("| resnet20 |") == 1
     assert (home / "compared/file/results.png").stat().st_size > 5_000

@@ -11,6 +11,7 @@ from rich.console import Console
 from gnnrl_ray import Costs, HierarchicalGraph, accuracy, prune, search
 from gnnrl_ray.display import report
 from gnnrl_ray.run.directory import Run
+from gnnrl_ray.scoring.measures import measure
 
 
 def said(table):
@@ -22,8 +23,8 @@ def said(table):
 def test_measures_are_counted_and_scored(network, groups, digits, rng):
     costs, widths = Costs(groups), random_widths(groups, rng)
     smaller = prune(network, groups, widths)
-    dense = report.measure(network, digits, costs)
-    found = report.measure(smaller, digits, costs, widths)
+    dense = measure(network, digits, costs)
+    found = measure(smaller, digits, costs, widths)
     assert found["macs"] == count_macs(smaller)
     assert found["params"] == sum(p.numel() for p in smaller.parameters())
     for part in ("validation", "holdout", "test"):

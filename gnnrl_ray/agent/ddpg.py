@@ -41,7 +41,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gnnrl_ray.actors.dispatch import Dispatcher, Finished
-from gnnrl_ray.agent.mgnn import Actor, Critic, GraphEncoder, VectorEncoder
+from gnnrl_ray.agent.mgnn import Actor, Critic, GraphEncoder, VectorEncoder, WidthEncoder
 from gnnrl_ray.agent.replay import Replay
 from gnnrl_ray.agent.settings import AgentSettings
 from gnnrl_ray.errors import EpisodeError, Notice
@@ -125,7 +125,7 @@ class DDPGConfig(AlgorithmConfig):
     def _model_config_auto_includes(self) -> dict:
         names = (
             "warmup_episodes", "noise", "noise_decay", "noise_floor",
-            "hidden", "graph_dim", "graph_layers",
+            "hidden", "encoder", "pooling", "graph_dim", "graph_layers",
         )  # fmt: skip
         own = {name: getattr(self, name) for name in names}
         return super()._model_config_auto_includes | own
@@ -147,12 +147,15 @@ class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
 
     def _encoder(self) -> nn.Module:
         space, settings = self.observation_space, self.model_config
+        if hasattr(space, "levels") and settings["encoder"] == "mlp":
+            return WidthEncoder(space.shape[0])
         if hasattr(space, "levels"):
             return GraphEncoder(
                 space.levels,
                 space.shape[1],
                 settings["graph_dim"],
                 settings["graph_layers"],
+                settings["pooling"],
             )
         return VectorEncoder(int(np.prod(space.shape)))
 

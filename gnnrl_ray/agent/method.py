@@ -3,8 +3,9 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 import ray
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -23,9 +24,6 @@ from gnnrl_ray.run.task import Task
 from gnnrl_ray.settings import SearchSettings
 
 _CHECKPOINT, _CHECKPOINT_EVERY = "checkpoint.zip", 10
-# One gradient step for each layer that AMC visits would be one for each group; an episode
-# here is only a step or two, and costs far more than they do.
-_DEFAULTS = {"updates_per_step": 32, "gamma": 1.0}
 
 # What may be set of the agent.
 _RLLIBS = {"gamma", "train_batch_size_per_learner"}
@@ -37,7 +35,16 @@ class Agent:
 
     Args:
         task: what it is to find.
+
+    Attributes:
+        environment: that it acts in.
+        defaults: of ``DDPGConfig.training``, where ``--agent`` says nothing.
     """
+
+    environment: ClassVar[type[gym.Env]] = PruningEnv
+    # One gradient step for each layer that AMC visits would be one for each group; an
+    # episode here is only a step or two, and costs far more than they do.
+    defaults: ClassVar[dict[str, Any]] = {"updates_per_step": 32, "gamma": 1.0}
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -69,46 +76,52 @@ class Agent:
         """
         with connected(self._task.settings.address):
             shared = share(self._task)
-            hooks = _RunHooks(self._task)
-            algorithm = DDPG(ddpg_config(self._task.settings, shared), hooks=hooks)
+            config = self.env_config(self._task.settings, lambda: self._task.objective)
+            hooks = _RunHooks(self._task, self.environment(config))
+            algorithm = DDPG(self.config(self._task.settings, shared), hooks=hooks)
             try:
                 _Session(algorithm, self._task, hooks).run()
             finally:
                 algorithm.stop()
 
+    @classmethod
+    def env_config(cls, settings: SearchSettings, objective: Any) -> dict:
+        """Return the configuration of the environment.
 
-def environment(settings: SearchSettings, objective: Any) -> dict:
-    """Return the configuration of the environment."""
-    names = ("fit", "on_timeout", "max_steps", "levels")
-    return {"objective": objective} | {name: getattr(settings, name) for name in names}
+        Args:
+            settings: of the search.
+            objective: a function that returns it.
+        """
+        names = ("fit", "on_timeout", "max_steps", "levels")
+        return {"objective": objective} | {n: getattr(settings, n) for n in names}
 
-
-def ddpg_config(settings: SearchSettings, shared: SharedObjective) -> DDPGConfig:
-    """Return the configuration of the algorithm for a search."""
-    faults = {
-        "episode_timeout": settings.episode_timeout,
-        "max_retries": settings.max_retries,
-    }
-    return (
-        DDPGConfig()
-        .environment(PruningEnv, env_config=environment(settings, shared))
-        .env_runners(
-            num_env_runners=settings.env_runners,
-            num_cpus_per_env_runner=settings.cpus_per_env_runner,
-            num_gpus_per_env_runner=settings.gpus_per_env_runner,
+    @classmethod
+    def config(cls, settings: SearchSettings, shared: SharedObjective) -> DDPGConfig:
+        """Return the configuration of the algorithm for a search."""
+        faults = {
+            "episode_timeout": settings.episode_timeout,
+            "max_retries": settings.max_retries,
+        }
+        return (
+            DDPGConfig()
+            .environment(cls.environment, env_config=cls.env_config(settings, shared))
+            .env_runners(
+                num_env_runners=settings.env_runners,
+                num_cpus_per_env_runner=settings.cpus_per_env_runner,
+                num_gpus_per_env_runner=settings.gpus_per_env_runner,
+            )
+            .training(**cls.defaults | faults | settings.agent)
+            .debugging(seed=settings.seed, log_level="ERROR")
         )
-        .training(**_DEFAULTS | faults | settings.agent)
-        .debugging(seed=settings.seed, log_level="ERROR")
-    )
 
 
 class _RunHooks(Hooks):
     """Writes down what happens, and replays what the journal has and the agent has not."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, environment: gym.Env) -> None:
         self._task = task
         self._shared: tuple[int, ray.ObjectRef | None] = (-1, None)
-        self._environment = PruningEnv(environment(task.settings, lambda: task.objective))
+        self._environment = environment
         self.writer: SummaryWriter | None = None
 
     def on_episode(self, finished: Finished) -> None:

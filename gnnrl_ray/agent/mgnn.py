@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.utils import scatter
 
-from gnnrl_ray.graph.hierarchy import Motif
+from gnnrl_ray.graph.hierarchy import KEPT, Motif
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +110,7 @@ class LevelEncoder(nn.Module):
         features: F, of what the edges are at the level below.
         dim: D.
         layers: rounds of message passing.
+        pooling: ``learned`` weights, or the ``mean``.
     """
 
     _arcs: Tensor
@@ -121,7 +122,12 @@ class LevelEncoder(nn.Module):
     _instances: Tensor
 
     def __init__(
-        self, motifs: Sequence[Motif], features: int, dim: int, layers: int
+        self,
+        motifs: Sequence[Motif],
+        features: int,
+        dim: int,
+        layers: int,
+        pooling: str = "learned",
     ) -> None:
         super().__init__()
         self.project = nn.Linear(features, dim)
@@ -129,7 +135,11 @@ class LevelEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         nodes = np.array([motif.nodes for motif in motifs])
         edges = np.array([motif.edges.shape[1] for motif in motifs])
-        self.alpha = nn.Parameter(torch.tensor(1 / np.repeat(nodes, nodes)).float())
+        mean = torch.tensor(1 / np.repeat(nodes, nodes)).float()
+        if pooling == "learned":
+            self.alpha = nn.Parameter(mean)
+        else:
+            self.register_buffer("alpha", mean, persistent=False)
         # Neighbours are those before and behind: information flows both ways.
         both = [np.concatenate([m.edges, m.edges[::-1]], 1) for m in motifs]
         numbers = [np.tile(np.arange(count), 2) for count in edges]
@@ -246,6 +256,7 @@ class GraphEncoder(nn.Module):
         features: F of the primitive edges.
         dim: D.
         layers: rounds of message passing at each level.
+        pooling: see :class:`LevelEncoder`.
     """
 
     def __init__(
@@ -254,12 +265,13 @@ class GraphEncoder(nn.Module):
         features: int,
         dim: int = 64,
         layers: int = 2,
+        pooling: str = "learned",
     ) -> None:
         super().__init__()
         self.dim = dim
         self._last: Plan | None = None  # of a single observation
         self.stages = nn.ModuleList(
-            LevelEncoder(motifs, features if t == 0 else dim, dim, layers)
+            LevelEncoder(motifs, features if t == 0 else dim, dim, layers, pooling)
             for t, motifs in enumerate(levels)
         )
 
@@ -314,6 +326,18 @@ class VectorEncoder(nn.Module):
     def forward(self, plan: Plan) -> Tensor:
         """Return the observations, [B, D]."""
         return plan.features
+
+
+class WidthEncoder(VectorEncoder):
+    """What is left of the channels behind every edge, and nothing of the graph.
+
+    Args:
+        edges: E, the length of an embedding.
+    """
+
+    def plan(self, features: Tensor) -> Plan:
+        """Take observations float32 [B, E, F] for distinct ones."""
+        return super().plan(features[..., KEPT])
 
 
 class Actor(nn.Module):

@@ -70,6 +70,15 @@ class AgentSettings(Checked):
     hidden: tuple = setting(
         (300, 300), "Widths of the hidden layers of actor and critic.", parse=parse_layers
     )
+    encoder: str = setting(
+        "mgnn",
+        "Of graphs: the m-GNN, or a perceptron on the widths that knows no graph.",
+        choices=("mgnn", "mlp"),
+    )
+    pooling: str = setting(
+        "learned", "Of nodes to a graph: learned weights, or the mean.",
+        choices=("learned", "mean"),
+    )  # fmt: skip
     graph_dim: int = setting(64, "Embedding dimension of the m-GNN.", least=1)
     graph_layers: int = setting(
         2, "Rounds of message passing on each level of the m-GNN.", least=1

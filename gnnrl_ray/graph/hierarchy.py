@@ -26,6 +26,7 @@ from gnnrl_ray.tracing.operations import KINDS
 
 # log2 of any channel count, kernel side or image side stays below this.
 _LOG_SCALE = 16.0
+KEPT = -2  # of the features of an edge, the share of channels left behind it
 
 
 @dataclass(frozen=True, eq=False)

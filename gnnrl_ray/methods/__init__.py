@@ -22,6 +22,8 @@ METHODS = {
     "deep": "gnnrl_ray.methods.deep:Deep",
     "inside": "gnnrl_ray.methods.inside:Inside",
     "global": "gnnrl_ray.methods.threshold:Global",
+    "amc": "gnnrl_ray.methods.amc:AMC",
+    "agmc": "gnnrl_ray.methods.agmc:AGMC",
     "fp": "gnnrl_ray.methods.fp:FP",
     "spp": "gnnrl_ray.methods.spp:SPP",
     "rnp": "gnnrl_ray.methods.rnp:RNP",

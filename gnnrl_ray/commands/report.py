@@ -1,0 +1,52 @@
+"""The command ``report``."""
+
+import io
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gnnrl_ray.display.page import Curve, as_svg, draw_costs, draw_curves, draw_widths, page
+from gnnrl_ray.errors import InputError
+from gnnrl_ray.run.directory import Run
+from gnnrl_ray.storage import Storage
+
+
+def report_command(
+    runs: Annotated[
+        list[str], typer.Argument(help="Run directories, or folders that hold some.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Directory for report.html, and its pictures.")
+    ] = Path("report"),
+) -> None:
+    """Draw finished searches beside each other: one page that opens without a network.
+
+    Learning curves, what every group loses (the paper's Figure 3), and accuracy against
+    cost (Figure 4), as PNG, as SVG and on the page.
+    """
+    curves = [Curve.of(run) for run in map(Run.open, _found(runs)) if run.journal.best()]
+    if not curves:
+        raise InputError(f"no run with a candidate is in {', '.join(runs)}.")
+    figures = draw_curves(curves) | draw_widths(curves) | {"costs": draw_costs(curves)}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=120, format="png")
+        (out / f"{name}.png").write_bytes(picture.getvalue())
+        (out / f"{name}.svg").write_text(as_svg(figure))
+    (out / "report.html").write_text(page(curves, figures))
+    print(f"{len(curves)} searches are in {out}/report.html")
+
+
+def _found(places: list[str]) -> list[str]:
+    """Return the runs that ``places`` are, or that lie in them."""
+    found = []
+    for place in places:
+        if Storage(place).exists("run.json"):
+            found.append(place)
+        elif Path(place).is_dir():
+            found += sorted(str(path.parent) for path in Path(place).glob("**/run.json"))
+        else:
+            raise InputError(f"{place} is no run, and no folder with runs.")
+    return found

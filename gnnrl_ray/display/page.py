@@ -1,0 +1,185 @@
+"""Finished searches as one page that opens without a network."""
+
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from gnnrl_ray.display.report import budget_used
+from gnnrl_ray.methods.inside import inside_blocks
+from gnnrl_ray.run.directory import Run
+from gnnrl_ray.settings import flag
+from gnnrl_ray.tracing.groups import trace
+from gnnrl_ray.zoo import build_network, is_ours
+
+_BAND = ("random", "rs")  # methods drawn as what luck alone would do
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto;
+       padding: 0 1em; color: #222; }
+table { border-collapse: collapse; margin: 1em 0; }
+th, td { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+svg { max-width: 100%; height: auto; }
+"""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a page says of one run.
+
+    Attributes:
+        run: its directory.
+        cell: network and budget, for people.
+        best: best validation accuracy in [0, 1] after each candidate.
+    """
+
+    run: Run
+    cell: str
+    best: np.ndarray
+
+    @classmethod
+    def of(cls, run: Run) -> "Curve":
+        """Read a run."""
+        limits = ", ".join(f"{flag(n)} {v:g}" for n, v in run.settings.budgets.items())
+        accuracies = [outcome.accuracy for _, outcome in run.journal]
+        cell = f"{run.source.network or 'a network'} on {run.source.dataset}, {limits}"
+        return cls(run, cell, np.maximum.accumulate(accuracies))
+
+
+def draw_curves(curves: Sequence[Curve]) -> dict[str, Figure]:
+    """Draw the best so far by candidate, a picture for each network and budget."""
+    figures = {}
+    for n, (cell, rows) in enumerate(_by_cell(curves).items()):
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axis = figure.subplots()
+        methods = list(dict.fromkeys(row.run.settings.method for row in rows))
+        for i, method in enumerate(methods):
+            own = [100 * row.best for row in rows if row.run.settings.method == method]
+            if max(map(len, own)) == 1:
+                axis.axhline(max(o[0] for o in own), ls=":", lw=1, color=f"C{i}")
+                axis.plot([], [], ls=":", color=f"C{i}", label=method)
+                continue
+            length = min(map(len, own))
+            several = np.array([o[:length] for o in own])
+            episodes = np.arange(1, length + 1)
+            if method in _BAND or len(own) > 1:
+                axis.fill_between(episodes, several.min(0), several.max(0),
+                                  color=f"C{i}", alpha=0.2, lw=0)  # fmt: skip
+            label = f"{method} ({len(own)})" if len(own) > 1 else method
+            axis.plot(episodes, several.mean(0), color=f"C{i}", label=label)
+        axis.set(xlabel="candidates", ylabel="best validation accuracy in %", title=cell)
+        axis.legend(fontsize=8, ncols=2)
+        figures[f"curves-{n}"] = figure
+    return figures
+
+
+def draw_widths(curves: Sequence[Curve]) -> dict[str, Figure]:
+    """Draw what the best run of each method keeps of every group: the paper's Figure 3."""
+    figures = {}
+    for n, (cell, rows) in enumerate(_by_cell(curves).items()):
+        best: dict[str, Curve] = {}
+        for row in sorted(rows, key=lambda row: row.best[-1]):
+            best[row.run.settings.method] = row
+        dense = rows[0].run.best()["dense"]
+        streams = _streams(rows[0].run)
+        width = max(7.0, 0.22 * len(dense))
+        figure = Figure(figsize=(width, 1.7 * len(best) + 0.8), layout="constrained")
+        axes = figure.subplots(len(best), 1, sharex=True, sharey=True, squeeze=False)
+        for axis, (method, row) in zip(axes[:, 0], best.items(), strict=True):
+            found = row.run.best()
+            dropped = [100 * (1 - w / dense[g]) for g, w in found["groups"].items()]
+            colors = ["C1" if stream else "C0" for stream in streams]
+            axis.bar(range(len(dropped)), dropped, color=colors or "C0")
+            axis.set(ylabel="dropped, %", ylim=(0, 100))
+            axis.set_title(f"{method}, {found['accuracy']:.2%}", fontsize=9, loc="left")
+        names = list(dense)
+        axes[-1, 0].set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+        note = "; orange: passed on from block to block" if any(streams) else ""
+        figure.suptitle(cell + note, fontsize=10)
+        figures[f"widths-{n}"] = figure
+    return figures
+
+
+def draw_costs(curves: Sequence[Curve]) -> Figure:
+    """Draw accuracy against multiply-accumulates, all winners: the paper's Figure 4."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axis = figure.subplots()
+    points = []
+    for curve in curves:
+        found = curve.run.best()
+        dense = found["budget"].get("flops", {}).get("dense")
+        if dense:
+            name = (curve.run.source.network, curve.run.settings.method)
+            points.append((*name, found["macs"] / dense, 100 * found["accuracy"]))
+    kinds = dict.fromkeys(point[:2] for point in points)
+    for i, kind in enumerate(kinds):
+        own = sorted(point[2:] for point in points if point[:2] == kind)
+        axis.plot(*zip(*own, strict=True), "o-", lw=0.7, color=f"C{i % 10}",
+                  label=" ".join(map(str, kind)))  # fmt: skip
+    for network in dict.fromkeys(point[0] for point in points):
+        own = sorted(point[2:] for point in points if point[0] == network)
+        front = [p for n, p in enumerate(own) if all(p[1] > q[1] for q in own[:n])]
+        axis.step(*zip(*front, strict=True), where="post", color="grey", lw=1, zorder=0)
+    axis.set(xlabel="share of the multiply-accumulates", ylabel="validation accuracy in %",
+             title="winners; grey: the Pareto front of each network")  # fmt: skip
+    if points:
+        axis.legend(fontsize=7, ncols=2)
+    return figure
+
+
+def page(curves: Sequence[Curve], figures: dict[str, Figure]) -> str:
+    """Return the page: a table of all runs, and the figures within it."""
+    heads = ("run", "network, budget", "method", "seed", "candidates", "used",
+             "validation")  # fmt: skip
+    rows = []
+    for curve in sorted(curves, key=lambda c: (c.cell, -c.best[-1])):
+        run, found = curve.run, curve.run.best()
+        rows.append([str(run.storage), curve.cell, run.settings.method, run.settings.seed,
+                     len(run.journal), budget_used(found),
+                     f"{found['accuracy']:.2%}"])  # fmt: skip
+    head = "".join(f"<th>{h}</th>" for h in heads)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    pictures = "\n".join(
+        f"<figure>{as_svg(figure)}</figure>" for figure in figures.values()
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>gnnrl-ray: {len(rows)} searches</title><style>{_STYLE}</style></head>\n"
+        f"<body><h1>{len(rows)} searches</h1>\n<table><thead><tr>{head}</tr></thead>\n"
+        f"<tbody>{body}</tbody></table>\n{pictures}\n"
+        "<p>Top-1 accuracy on the validation split, before fine-tuning.</p></body></html>\n"
+    )
+
+
+def as_svg(figure: Figure) -> str:
+    """Return a figure as an SVG element; its text stays text."""
+    picture = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "gnnrl-ray"}):
+        figure.savefig(picture, format="svg", metadata={"Date": None})
+    text = picture.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _by_cell(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
+    cells: dict[str, list[Curve]] = {}
+    for curve in curves:
+        cells.setdefault(curve.cell, []).append(curve)
+    return cells
+
+
+def _streams(run: Run) -> list[bool]:
+    """Say of each group whether blocks pass it on; nothing of networks not of the zoo."""
+    name, shape = run.source.network, tuple(run.best()["input_shape"])
+    if name is None or not is_ours(name):
+        return []
+    network = build_network(name, run.classes, shape[-1])
+    groups = trace(network, shape, **run.settings.tracing, check=False)
+    return (~inside_blocks(groups)).tolist()

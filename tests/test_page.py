@@ -1,0 +1,126 @@
+import re
+import shutil
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from gnnrl_ray import Outcome, SearchSettings, Source, trace
+from gnnrl_ray.commands.report import report_command
+from gnnrl_ray.display.page import Curve, draw_costs, draw_curves, draw_widths, page
+from gnnrl_ray.errors import GnnrlError
+from gnnrl_ray.pruning.budget import Budget
+from gnnrl_ray.pruning.importance import rank
+from gnnrl_ray.pruning.removal import keep
+from gnnrl_ray.run.directory import Run
+from gnnrl_ray.zoo import build_network
+
+ACCURACIES = {"random": [0.3, 0.5, 0.4], "turbo": [0.2, 0.6, 0.7], "uniform": [0.45]}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs of several methods and seeds, with journals as searches write them."""
+    root, network = tmp_path_factory.mktemp("runs"), build_network("resnet20").eval()
+    groups = trace(network, (3, 32, 32))
+    rng = np.random.default_rng(0)
+    for method, accuracies in ACCURACIES.items():
+        for seed in (0, 1):
+            settings = SearchSettings(method=method, seed=seed, flops=0.5)
+            budget = Budget.of(groups, settings)
+            source = Source(network="resnet20", dataset="digits")
+            run = Run.create(root / f"{method}-{seed}", settings, source, 10)
+            for number, accuracy in enumerate(accuracies):
+                widths = budget.reach(rng.random(len(groups.widths)))
+                found = accuracy + 0.01 * seed
+                macs, params = budget.costs.macs(widths), budget.costs.params(widths)
+                outcome = Outcome(tuple(widths.tolist()), int(macs), int(params), found,
+                                  found - 1, 1.0)  # fmt: skip
+                run.journal.append(number, outcome)
+                if run.journal.best()[0] == number:
+                    run.write_best(budget, keep(rank(network, groups), widths))
+    return root
+
+
+def curves_of(root):
+    return [Curve.of(Run.open(path)) for path in sorted(root.iterdir())]
+
+
+class Page(HTMLParser):
+    """What a page shows, and what it would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.texts = [], []
+
+    def handle_starttag(self, tag, attrs):
+        loads = tag in ("script", "link", "img", "iframe", "object")
+        links = [v for k, v in attrs if k in ("src", "href", "xlink:href")]
+        self.fetched += [v for v in links if not v.startswith("#")] + [tag] * loads
+
+    def handle_data(self, data):
+        self.texts.append(data.strip())
+
+
+def test_the_page_has_every_run_and_fetches_nothing(runs, tmp_path, capsys):
+    report_command([str(runs)], tmp_path / "report")
+    assert "6 searches" in capsys.readouterr().out
+    text = (tmp_path / "report/report.html").read_text()
+    shown = Page()
+    shown.feed(text)
+    assert shown.fetched == []
+    assert not re.search(r"url\((?!#)", text)
+    assert shown.texts.count("71.00%") >= 1  # the best of all
+    for method in ACCURACIES:
+        assert shown.texts.count(method) >= 2
+    for name in ("curves-0", "widths-0", "costs"):
+        assert (tmp_path / f"report/{name}.png").stat().st_size > 5_000
+        ElementTree.parse(tmp_path / f"report/{name}.svg")
+
+
+def test_curves_are_the_best_so_far(runs):
+    (figure,) = draw_curves(curves_of(runs)).values()
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert lines["random (2)"].get_ydata() == pytest.approx([30.5, 50.5, 50.5])
+    assert lines["turbo (2)"].get_ydata() == pytest.approx([20.5, 60.5, 70.5])
+    assert any(line.get_ydata()[0] == pytest.approx(46) for line in figure.axes[0].lines)
+
+
+def test_bars_are_what_the_best_run_of_each_method_drops(runs):
+    (figure,) = draw_widths(curves_of(runs)).values()
+    assert len(figure.axes) == len(ACCURACIES)
+    for axis in figure.axes:
+        method = axis.get_title(loc="left").split(",")[0]
+        best = Run.open(runs / f"{method}-1").best()
+        dropped = [1 - w / best["dense"][g] for g, w in best["groups"].items()]
+        assert [p.get_height() for p in axis.patches] == pytest.approx(
+            [100 * d for d in dropped]
+        )
+        # ResNet-20 has three streams.
+        assert len({p.get_facecolor() for p in axis.patches}) == 2
+        colors = [p.get_facecolor() for p in axis.patches]
+        assert min(colors.count(color) for color in set(colors)) == 3
+
+
+def test_the_front_is_what_nothing_is_better_and_cheaper_than(runs):
+    axis = draw_costs(curves_of(runs)).axes[0]
+    front = axis.lines[-1].get_ydata()
+    assert (np.diff(front) > 0).all()
+    assert front[-1] == pytest.approx(71)
+
+
+def test_names_are_shown_and_not_interpreted(runs, tmp_path):
+    evil = tmp_path / "<script>alert(1)</script>"
+    shutil.copytree(runs / "random-0", evil)
+    curves = [Curve.of(Run.open(evil))]
+    shown = Page()
+    shown.feed(page(curves, draw_curves(curves)))
+    assert shown.fetched == []
+
+
+def test_places_without_runs_are_said(tmp_path):
+    with pytest.raises(GnnrlError, match="is no run, and no folder"):
+        report_command([str(tmp_path / "nowhere")], tmp_path)
+    with pytest.raises(GnnrlError, match="no run with a candidate"):
+        report_command([str(tmp_path)], tmp_path)
