@@ -1,18 +1,14 @@
 """The method ``fp``."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from gnnrl_ray.methods.proposer import Proposer
-from gnnrl_ray.scoring.outcome import Outcome
-from gnnrl_ray.settings import SearchSettings
+from gnnrl_ray.methods.proposer import Rule
 
 # What is dropped of one group at a time, to see what that does.
 DROPPED = (0.2, 0.4, 0.6, 0.8)
 
 
-class FP(Proposer):
+class FP(Rule):
     """Filter pruning by sensitivity (https://arxiv.org/abs/1608.08710): one candidate.
 
     Each group is pruned alone, four times, and scored as candidates are. Then all groups
@@ -20,13 +16,7 @@ class FP(Proposer):
     determines; so what is sensitive stays.
     """
 
-    @staticmethod
-    def candidates(settings: SearchSettings) -> int:  # noqa: D102
-        return 1
-
-    def propose(  # noqa: D102
-        self, history: Sequence[Outcome], generator: np.random.Generator
-    ) -> np.ndarray:
+    def widths(self) -> np.ndarray:  # noqa: D102
         losses, dense = self.losses(), self.budget.groups.widths
         ratios = np.array([0.0, *DROPPED, 1.0])
         worst = losses.max()

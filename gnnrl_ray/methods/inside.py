@@ -1,29 +1,19 @@
 """The method ``inside``."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from gnnrl_ray.graph.regions import find_blocks, open_blocks
-from gnnrl_ray.methods.proposer import Proposer
-from gnnrl_ray.scoring.outcome import Outcome
-from gnnrl_ray.settings import SearchSettings
+from gnnrl_ray.methods.proposer import Rule
 from gnnrl_ray.tracing.groups import ChannelGroups
 
 
-class Inside(Proposer):
+class Inside(Rule):
     """Keep what blocks pass on to each other, and shrink all else evenly: one candidate.
 
     If the budget is out of reach so, what they pass on shrinks, too.
     """
 
-    @staticmethod
-    def candidates(settings: SearchSettings) -> int:  # noqa: D102
-        return 1
-
-    def propose(  # noqa: D102
-        self, history: Sequence[Outcome], generator: np.random.Generator
-    ) -> np.ndarray:
+    def widths(self) -> np.ndarray:  # noqa: D102
         groups, least = self.budget.groups, self.budget.min_widths
         hollow = np.where(inside_blocks(groups), least, groups.widths)
         if self.budget.meets(hollow):

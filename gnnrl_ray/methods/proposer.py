@@ -116,3 +116,21 @@ class Proposer:
                     record = EpisodeRecord(finished.result, failed=finished.failed)
                     task.record(finished.number, record)
                 task.report(dispatcher.status())
+
+
+class Rule(Proposer):
+    """A method with one candidate, which nothing that was scored can change."""
+
+    @staticmethod
+    def candidates(settings: SearchSettings) -> int:
+        """Return 1."""
+        return 1
+
+    def propose(  # noqa: D102
+        self, history: Sequence[Outcome], generator: np.random.Generator
+    ) -> np.ndarray:
+        return self.widths()
+
+    def widths(self) -> np.ndarray:
+        """Return the candidate, int [G]; it has to meet the budget."""
+        raise NotImplementedError

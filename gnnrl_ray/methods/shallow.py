@@ -1,28 +1,18 @@
 """The method ``shallow``."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from gnnrl_ray.methods.proposer import Proposer
-from gnnrl_ray.scoring.outcome import Outcome
-from gnnrl_ray.settings import SearchSettings
+from gnnrl_ray.methods.proposer import Rule
 from gnnrl_ray.tracing.groups import ChannelGroups
 
 
-class Shallow(Proposer):
+class Shallow(Rule):
     """Drop most where the network begins, less and less towards its end: one candidate.
 
     One of the hand-made rules of https://arxiv.org/abs/1802.03494, section 4.
     """
 
-    @staticmethod
-    def candidates(settings: SearchSettings) -> int:  # noqa: D102
-        return 1
-
-    def propose(  # noqa: D102
-        self, history: Sequence[Outcome], generator: np.random.Generator
-    ) -> np.ndarray:
+    def widths(self) -> np.ndarray:  # noqa: D102
         return self.budget.reach(1 - depths(self.budget.groups))
 
 

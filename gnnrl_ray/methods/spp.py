@@ -1,17 +1,13 @@
 """The method ``spp``."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
-from gnnrl_ray.methods.proposer import Proposer
+from gnnrl_ray.methods.proposer import Rule
 from gnnrl_ray.pruning.importance import filters
-from gnnrl_ray.scoring.outcome import Outcome
-from gnnrl_ray.settings import SearchSettings
 
 
-class SPP(Proposer):
+class SPP(Rule):
     """Structured probabilistic pruning's place in the comparison: one candidate.
 
     https://arxiv.org/abs/1709.06994 prunes while it trains, at ratios that it is told. Here
@@ -20,13 +16,7 @@ class SPP(Proposer):
     that the budget determines.
     """
 
-    @staticmethod
-    def candidates(settings: SearchSettings) -> int:  # noqa: D102
-        return 1
-
-    def propose(  # noqa: D102
-        self, history: Sequence[Outcome], generator: np.random.Generator
-    ) -> np.ndarray:
+    def widths(self) -> np.ndarray:  # noqa: D102
         objective = self.task.objective
         errors = [_errors(rows) for rows in filters(objective.network, objective.groups)]
         levels = np.unique(np.concatenate(errors))

@@ -1,28 +1,18 @@
 """The method ``global``."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from gnnrl_ray.methods.proposer import Proposer
-from gnnrl_ray.scoring.outcome import Outcome
-from gnnrl_ray.settings import SearchSettings
+from gnnrl_ray.methods.proposer import Rule
 
 
-class Global(Proposer):
+class Global(Rule):
     """Drop the least important channels of the whole network: one candidate.
 
     Importances are divided by the mean of their group, so that one threshold serves all,
     as in https://github.com/VainF/Torch-Pruning.
     """
 
-    @staticmethod
-    def candidates(settings: SearchSettings) -> int:  # noqa: D102
-        return 1
-
-    def propose(  # noqa: D102
-        self, history: Sequence[Outcome], generator: np.random.Generator
-    ) -> np.ndarray:
+    def widths(self) -> np.ndarray:  # noqa: D102
         scores = [score / score.mean() for score in self.task.objective.scores]
         levels = np.sort(np.concatenate(scores))
 

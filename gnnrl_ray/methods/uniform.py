@@ -1,22 +1,12 @@
 """The method ``uniform``."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from gnnrl_ray.methods.proposer import Proposer
-from gnnrl_ray.scoring.outcome import Outcome
-from gnnrl_ray.settings import SearchSettings
+from gnnrl_ray.methods.proposer import Rule
 
 
-class Uniform(Proposer):
+class Uniform(Rule):
     """Keep the same share of every group: one candidate."""
 
-    @staticmethod
-    def candidates(settings: SearchSettings) -> int:  # noqa: D102
-        return 1
-
-    def propose(  # noqa: D102
-        self, history: Sequence[Outcome], generator: np.random.Generator
-    ) -> np.ndarray:
+    def widths(self) -> np.ndarray:  # noqa: D102
         return self.budget.project(self.budget.groups.widths, self.budget.min_widths)
