@@ -115,7 +115,7 @@ class Search:
         self._method.check(settings)
         self._device = None if settings.env_runners else device_of(settings.device)
         self.groups = trace(network, data.input_shape, **settings.tracing)
-        Budget.of(self.groups, settings)
+        self._budget = Budget.of(self.groups, settings)
 
     def run(
         self,
@@ -128,7 +128,7 @@ class Search:
     ) -> Outcome:
         """Search; see :func:`search`."""
         data, settings, source = self._data, self._settings, self._source
-        objective = Objective.of(self._network, self.groups, data, settings)
+        objective = Objective.of(self._network, data, self._budget, settings)
         hashes = {"weights": hash_of(self._network), "data": data.digest()}
         storage = Storage(out or f"runs/{settings.method}")
         if resume:

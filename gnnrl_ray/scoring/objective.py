@@ -93,11 +93,11 @@ class Objective:
 
     @classmethod
     def of(
-        cls, network: nn.Module, groups: ChannelGroups, data: Data, settings: SearchSettings
+        cls, network: nn.Module, data: Data, budget: Budget, settings: SearchSettings
     ) -> "Objective":
         """Return the objective of a search."""
         return cls(
-            network, groups, data, budget=Budget.of(groups, settings),
+            network, budget.groups, data, budget=budget,
             finetune=settings.finetune, importance=settings.importance,
             seed=settings.seed, early_stop=settings.early_stop,
         )  # fmt: skip
