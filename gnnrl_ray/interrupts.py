@@ -16,6 +16,17 @@ def stop_on_signals() -> None:
             signal.signal(number, signal.default_int_handler)
 
 
+def interrupt() -> None:
+    """Interrupt the main thread, from another one.
+
+    What a shell starts in the background ignores Ctrl-C: any signal that is taken will do.
+    """
+    for number in (signal.SIGINT, *_SIGNALS):
+        if callable(signal.getsignal(number)):
+            signal.pthread_kill(threading.main_thread().ident, number)
+            return
+
+
 @contextmanager
 def handlers_kept() -> Iterator[None]:
     """Keep the handlers of these signals, whatever is called meanwhile sets."""

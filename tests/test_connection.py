@@ -83,3 +83,23 @@ def test_an_address_where_nothing_is(root, address):
     with wanted, connected(address):
         pass
     assert folders(root) == []
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    "kind", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)]
+)
+def test_a_part_of_ray_that_dies_is_said_and_interrupts(root, kind):
+    """Ray itself would end the process a while later, without a word."""
+    held = subprocess.Popen(
+        [sys.executable, "-c", HELD], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # What a shell starts in the background ignores Ctrl-C, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert held.stdout.readline() == b"up\n"
+    (process,) = [p for p in psutil.Process(held.pid).children() if p.name() == kind]
+    process.kill()
+    _, said = held.communicate(timeout=60)
+    assert held.returncode
+    assert f"Ray's {kind} on this machine has ended" in said.decode()
+    assert "go on with --resume" in said.decode()

@@ -6,16 +6,18 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 
-from gnnrl_ray.errors import GnnrlError
-from gnnrl_ray.interrupts import handlers_kept
+from gnnrl_ray.errors import GnnrlError, Notice
+from gnnrl_ray.interrupts import handlers_kept, interrupt
 
 _PREFIX = "gnnrl-"  # short: the paths of sockets must be
 
@@ -26,6 +28,12 @@ class RayError(GnnrlError):
     exit_code = 1
 
 
+_LOOK_EVERY = 0.5  # seconds
+_VITAL = ("raylet", "gcs_server")
+_LOST = (
+    "Ray's {} on this machine has ended: killed, or out of memory. What was scored is in "
+    "the journal; go on with --resume."
+)
 _PATIENCE = 10  # seconds, for a port that nobody may be listening on
 
 
@@ -62,6 +70,8 @@ def connected(address: str | None) -> Iterator[None]:
             where |= {"include_dashboard": False, "_temp_dir": folder}
         stack.callback(ray.shutdown)
         _start(where, address)
+        if not address:
+            stack.enter_context(_watched())
         yield
 
 
@@ -109,6 +119,32 @@ def _of_this_machine() -> Iterator[None]:
         os.environ.pop(name)
         if before is not None:
             os.environ[name] = before
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Say so if one of Ray's own processes ends, and interrupt: Ray ends us in silence."""
+    over, lost = threading.Event(), []
+
+    def watch() -> None:
+        node = worker._global_node
+        while not (lost or over.wait(_LOOK_EVERY)):
+            lost.extend(kind for kind, _ in node.dead_processes() if kind in _VITAL)
+        if lost:
+            warnings.warn(_LOST.format(lost[0]).split(":")[0] + ".", Notice, stacklevel=1)
+            interrupt()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if lost:
+            raise RayError(_LOST.format(lost[0])) from None
+        raise
+    finally:
+        over.set()
+        watcher.join()
 
 
 @contextmanager
