@@ -93,8 +93,9 @@ def search_command(
         epochs = EMBEDDED_EPOCHS if about.dataset == EMBEDDED else 0
     costs = Costs(search.groups)
     if epochs:
-        finetune_shown(run, network, data, costs, epochs=epochs, seed=wanted.seed,
-                        device=wanted.device)  # fmt: skip
+        finetune_shown(
+            run, network, data, costs, epochs=epochs, seed=wanted.seed, device=wanted.device
+        )
     show_measures(network, data, costs, as_json, run)
     if not as_json:
         reached = f"validation accuracy {outcome.accuracy:.2%} at {budget_used(run.best())}"
