@@ -58,7 +58,10 @@ def test_a_ray_of_ones_own_is_reached_from_this_machine_by_its_user_alone(root):
         assert heard
         assert all(ip.removeprefix("::ffff:").startswith("127.") for ip in heard)
         assert get_authentication_mode() == AuthenticationMode.TOKEN
-        assert os.umask(0o022) == 0o022
+        token = Path.home() / ".ray/auth_token"
+        assert not token.exists() or token.stat().st_mode & 0o077 == 0
+        # What searches in tasks write is as what they write here.
+        assert ray.get(ray.remote(lambda: os.umask(0o022)).remote()) == os.umask(0o022)
     assert folders(root) == []
 
 

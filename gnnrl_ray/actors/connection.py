@@ -102,23 +102,24 @@ def _knock(address: str) -> None:
 
 @contextmanager
 def _of_this_machine() -> Iterator[None]:
-    """Let what Ray starts listen on the loopback address, and write for this user alone.
+    """Let what Ray starts listen on the loopback address, and keep its token for the user.
 
     Ray decides between loopback and network by a variable named after the systems whose
     firewalls made it necessary, and has read it when it was imported.
     """
     name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
     networks = ray_constants.ENABLE_RAY_CLUSTER
-    before, mask = os.environ.get(name), os.umask(0o077)
+    before = os.environ.get(name)
     os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
     try:
         yield
     finally:
-        os.umask(mask)
         ray_constants.ENABLE_RAY_CLUSTER = networks
         os.environ.pop(name)
         if before is not None:
             os.environ[name] = before
+        with suppress(OSError):
+            (Path.home() / ".ray/auth_token").chmod(0o600)
 
 
 @contextmanager
