@@ -70,6 +70,7 @@ def test_every_cell_is_searched_tuned_and_measured_once(home):
     assert saved["pruned_test"].tolist() == pytest.approx(table["pruned_test"].tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_tasks_find_what_one_process_finds(home):
     comparison = small(methods=["uniform"])

@@ -32,6 +32,7 @@ class Turbo(Proposer):
     a Thompson draw is proposed.
     """
 
+    @threadpool_limits.wrap(1)  # of so small matrices, several threads take longer
     def propose(  # noqa: D102
         self, history: Sequence[Outcome], generator: np.random.Generator
     ) -> np.ndarray:
@@ -83,8 +84,7 @@ def _fitted(inputs: np.ndarray, scores: np.ndarray) -> GaussianProcessRegressor:
     lengths = np.ones(inputs.shape[1])
     kernel = ConstantKernel(1.0, (0.05, 20)) * Matern(lengths, (0.05, 20), nu=2.5)
     model = GaussianProcessRegressor(kernel + WhiteKernel(0.1, (1e-3, 1)))
-    # Of so small matrices, several threads take longer than one.
-    with warnings.catch_warnings(), threadpool_limits(1):
+    with warnings.catch_warnings():
         # A length at its bound is that of a group which does not matter.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit(inputs, scores)
