@@ -28,6 +28,7 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(cluster):
         check_placement(5, 1, 0)
 
 
+@pytest.mark.slow
 def test_nodes_that_are_to_come_are_waited_for(cluster):
     cluster(num_cpus=1)
     ray.init(address=cluster.address, logging_level="error")
