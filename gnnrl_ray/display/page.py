@@ -16,8 +16,6 @@ from gnnrl_ray.settings import flag
 from gnnrl_ray.tracing.groups import trace
 from gnnrl_ray.zoo import build_network, is_ours
 
-_BAND = ("random", "rs")  # methods drawn as what luck alone would do
-
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto;
        padding: 0 1em; color: #222; }
@@ -61,15 +59,15 @@ def draw_curves(curves: Sequence[Curve]) -> dict[str, Figure]:
         for i, method in enumerate(methods):
             own = [100 * row.best for row in rows if row.run.settings.method == method]
             if max(map(len, own)) == 1:
-                axis.axhline(max(o[0] for o in own), ls=":", lw=1, color=f"C{i}")
-                axis.plot([], [], ls=":", color=f"C{i}", label=method)
+                best = max(curve[0] for curve in own)
+                axis.axhline(best, ls=":", lw=1, color=f"C{i}", label=method)
                 continue
             length = min(map(len, own))
             several = np.array([o[:length] for o in own])
             episodes = np.arange(1, length + 1)
-            if method in _BAND or len(own) > 1:
-                axis.fill_between(episodes, several.min(0), several.max(0),
-                                  color=f"C{i}", alpha=0.2, lw=0)  # fmt: skip
+            axis.fill_between(
+                episodes, several.min(0), several.max(0), color=f"C{i}", alpha=0.2, lw=0
+            )
             label = f"{method} ({len(own)})" if len(own) > 1 else method
             axis.plot(episodes, several.mean(0), color=f"C{i}", label=label)
         axis.set(xlabel="candidates", ylabel="best validation accuracy in %", title=cell)

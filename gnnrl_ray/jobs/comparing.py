@@ -14,7 +14,7 @@ import pandas as pd
 
 from gnnrl_ray.errors import GnnrlError, InputError
 from gnnrl_ray.jobs.finetuning import finetune
-from gnnrl_ray.jobs.searching import device_of, search
+from gnnrl_ray.jobs.searching import Search, device_of
 from gnnrl_ray.methods import METHODS, method_of
 from gnnrl_ray.pruning.costs import Costs
 from gnnrl_ray.run.directory import Run, rebuild
@@ -22,7 +22,6 @@ from gnnrl_ray.scoring.measures import measure
 from gnnrl_ray.settings import BUDGETS, Checked, SearchSettings, setting, unknown_setting
 from gnnrl_ray.source import Source
 from gnnrl_ray.storage import Storage
-from gnnrl_ray.tracing.groups import trace
 
 _CELL = {"network", "method", "seed", *BUDGETS}
 _SEARCH = (SearchSettings.names() | Source.names()) - _CELL - {"weights", "address"}
@@ -265,10 +264,9 @@ def _measured(
         if on_progress is not None:
             on_progress(cell.name, done, best and best.accuracy)
 
-    search(network, data, settings, out=out, resume=there, source=source,
-           on_episode=on_episode)  # fmt: skip
-    run = Run.open(out)
-    costs = Costs(trace(network, data.input_shape, **settings.tracing))
+    search = Search(network, data, settings, source)
+    search.run(out, resume=there, on_episode=on_episode)
+    run, costs = Run.open(out), Costs(search.groups)
     widths = np.array(list(run.best()["groups"].values()))
     winner = rebuild(run.storage, network, costs.groups, "pruned")
     dense, recipe, tuned = measure(network, data, costs), comparison.recipe, []
