@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.run import machine
 from gnnrl_ray import Costs, SearchSettings, Source, search, trace
-from gnnrl_ray.jobs.finetuning import finetune
+from gnnrl_ray.jobs.finetuning import Recipe, finetune
 from gnnrl_ray.run.directory import Run, rebuild
 from gnnrl_ray.scoring.measures import measure
 
@@ -55,7 +55,7 @@ def measured(runs: Path) -> dict:
     run = Run.open(runs / f"{METHODS[0]}-{SEEDS[0]}")
     if not run.storage.exists("finetuned.safetensors"):
         winner = rebuild(run.storage, network, costs.groups, "pruned")
-        finetune(run, winner, data, epochs=EPOCHS)
+        finetune(run, winner, data, Recipe(epochs=EPOCHS), dense=network)
     tuned = rebuild(run.storage, network, costs.groups, "finetuned")
     widths = list(run.best()["groups"].values())
     return {

@@ -11,6 +11,7 @@ from gnnrl_ray.commands.compare import compare_command
 from gnnrl_ray.commands.evaluate import evaluate_command
 from gnnrl_ray.commands.finetune import finetune_command
 from gnnrl_ray.commands.inspect import inspect_command
+from gnnrl_ray.commands.measure import measure_command
 from gnnrl_ray.commands.report import report_command
 from gnnrl_ray.commands.search import search_command
 from gnnrl_ray.commands.sweep import sweep_command
@@ -32,6 +33,7 @@ for name, command in {
     "report": report_command,
     "finetune": finetune_command,
     "evaluate": evaluate_command,
+    "measure": measure_command,
     "train": train_command,
     "inspect": inspect_command,
 }.items():

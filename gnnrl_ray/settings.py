@@ -264,6 +264,16 @@ class SearchSettings(Checked):
         parse=parse_finetune,
         metavar="recalibrate|none|epoch|STEPS",
     )
+    finalists: int = setting(
+        0,
+        "How many of the best candidates that differ are trained, the better half of them "
+        "twice as long, and so on, until one is left and wins; 0: the best one wins.",
+        least=0,
+        free=True,
+    )
+    finalist_epochs: float = setting(
+        0.25, "Of training for each finalist in the first round.", above=0, free=True
+    )
     importance: str = setting(
         "l2", "What ranks channels.", choices="gnnrl_ray.pruning.importance:IMPORTANCES"
     )

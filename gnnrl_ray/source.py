@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from gnnrl_ray.data import DATASETS, VALIDATIONS, Data, load_data
+from gnnrl_ray.data.folder import FOLDER
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.scoring.training import steps_per_epoch, train
 from gnnrl_ray.settings import Checked, setting
@@ -17,6 +19,20 @@ from gnnrl_ray.zoo.weights import fetch_weights, load_weights, save_weights, wei
 EMBEDDED, EMBEDDED_EPOCHS = "digits", 20
 
 OnStep = Callable[[int, float], None]
+
+
+def parse_dataset(given: object) -> str:
+    """Return the name of a data set; a folder that is here by its whole path.
+
+    Raises:
+        InputError: it is no text.
+    """
+    if not isinstance(given, str):
+        raise InputError(f"--dataset {given!r} is not a text.")
+    path = given.removeprefix(FOLDER)
+    if given.startswith(FOLDER) and Path(path).is_dir():
+        return FOLDER + str(Path(path).resolve())
+    return given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +48,17 @@ class Source(Checked):
         "package.module:callable.",
     )
     dataset: str = setting(
-        EMBEDDED, f"One of: {', '.join(DATASETS)} ({EMBEDDED} is embedded)."
+        EMBEDDED,
+        f"One of: {', '.join(DATASETS)} ({EMBEDDED} is embedded); or {FOLDER}PATH, with a "
+        "folder of images for each class, under train/ and val/ or without.",
+        parse=parse_dataset,
+    )
+    image_size: int | None = setting(
+        None,
+        "Side of what a network sees of the images of a folder; default: their own if they "
+        "are all of one size, else 224.",
+        least=8,
+        most=2**13,
     )
     validation: str = setting(
         "test-5k",
@@ -45,6 +71,11 @@ class Source(Checked):
     data_dir: str | None = setting(
         None, "Folder of cifar*.npz; default: data/ in $GNNRL_HOME or cache.", free=True
     )
+
+    @property
+    def data_name(self) -> str:
+        """What the data set is called: of a folder, without where it is."""
+        return Path(self.dataset.removeprefix(FOLDER)).name
 
     def load(self, on_step: OnStep | None = None) -> tuple[nn.Module, Data]:
         """Return the trained network, in evaluation mode, and the data.
@@ -67,7 +98,7 @@ class Source(Checked):
             )
         if ":" not in self.network:
             build_network(self.network)
-        return load_data(self.dataset, self.data_dir, self.validation)
+        return load_data(self.dataset, self.data_dir, self.validation, self.image_size)
 
     def load_network(self, data: Data, on_step: OnStep | None = None) -> nn.Module:
         """Return the trained network for ``data``, in evaluation mode.

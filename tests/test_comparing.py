@@ -136,7 +136,8 @@ def table_of(**accuracies):
     for method, values in accuracies.items():
         for seed, value in enumerate(values):
             rows.append(
-                {"network": "resnet20", "budget": "flops 0.5", "seed": seed, "run": "",
+                {"network": "resnet20", "data": "cifar10", "budget": "flops 0.5",
+                 "seed": seed, "run": "",
                  "method": method.replace("_", "-"), "evaluations": 180, "macs_share": 0.5,
                  "params_share": 0.5, "paper_share": 0.49,
                  **{f"dense_{s}": 0.92 for s in ("validation", "holdout", "test")},
@@ -165,7 +166,7 @@ def test_summaries_are_by_hand():
     assert 0.01 < pair["p"] < 0.03
     assert t == pytest.approx(7.2, abs=0.1)
     text = comparison_markdown(found.reset_index(), paired(table))
-    assert "| gnn-rl | 3 | 180 | 50.0 | 49.0 | 71.00 ± 1.00 |" in text
+    assert "| gnn-rl | 3 | 180 | 50.0 | 49.0 | 71.00 ± 1.00 (68.5 to 73.5) |" in text
     assert "| +11.00 | 0.0" in text
 
 

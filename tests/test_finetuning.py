@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from gnnrl_ray import accuracy, load_pruned, search
-from gnnrl_ray.jobs.finetuning import finetune
+from gnnrl_ray.jobs.finetuning import Recipe, finetune
 from gnnrl_ray.run.directory import Run
-from gnnrl_ray.scoring.training import train
+from gnnrl_ray.scoring.training import TrainingError, train
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_what_is_kept_is_the_network_of_the_last_epoch(run, network, digits):
     smaller = load_pruned(run.storage.local, network, "pruned")
     by_hand = load_pruned(run.storage.local, network, "pruned")
     steps = []
-    finetune(run, smaller, digits, epochs=2, lr=0.02, seed=3,
+    finetune(run, smaller, digits, Recipe(epochs=2, lr=0.02), dense=network, seed=3,
              on_step=lambda step, loss: steps.append(step))  # fmt: skip
     train(by_hand, digits.train, steps=16, lr=0.02, seed=3)
     again = load_pruned(run.storage.local, network)  # fine-tuned weights come first
@@ -46,7 +46,7 @@ def test_an_interruption_keeps_what_has_been_trained(run, network, digits):
 
     smaller = load_pruned(run.storage.local, network, "pruned")
     with pytest.raises(KeyboardInterrupt):
-        finetune(run, smaller, digits, epochs=2, on_step=interrupt)
+        finetune(run, smaller, digits, Recipe(epochs=2), dense=network, on_step=interrupt)
     assert facts(run)["steps_done"] == 3
     kept = load_pruned(run.storage.local, network, "finetuned").state_dict()
     assert all(torch.equal(kept[k], v) for k, v in smaller.state_dict().items())
@@ -54,5 +54,29 @@ def test_an_interruption_keeps_what_has_been_trained(run, network, digits):
 
 def test_training_goes_on_in_the_format_that_the_search_found_right(run, network, digits):
     smaller = load_pruned(run.storage.local, network, "pruned")
-    finetune(run, smaller, digits, epochs=1)
+    finetune(run, smaller, digits, Recipe(epochs=1), dense=network)
     assert facts(run)["precision"] == run.mode.precision == "float32"
+
+
+def test_what_diverges_is_not_kept(run, network, digits):
+    finetune(run, load_pruned(run.storage.local, network), digits, Recipe(epochs=1),
+             dense=network)  # fmt: skip
+    before = load_pruned(run.storage.local, network).state_dict()
+    with pytest.raises(TrainingError, match="try a --lr below"):
+        finetune(run, load_pruned(run.storage.local, network, "pruned"), digits,
+                 Recipe(epochs=3, lr=999.0), dense=network)  # fmt: skip
+    after = load_pruned(run.storage.local, network).state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+
+
+def test_distillation_is_kept_in_the_record_and_changes_what_is_learnt(
+    run, network, digits
+):
+    found = []
+    for distill in (0.0, 0.5):
+        smaller = load_pruned(run.storage.local, network, "pruned")
+        finetune(run, smaller, digits, Recipe(epochs=1, distill=distill), dense=network)
+        assert facts(run)["distill"] == distill
+        found.append(smaller.linear.weight.clone())
+    assert not torch.equal(*found)
+    assert all(p.grad is None for p in network.parameters())

@@ -315,7 +315,7 @@ def test_global_chooses_as_torch_pruning_does(ratio, seed, digits):
 
 
 AGENTS = [
-    ("amc", {}), ("gnn-rl", {"encoder": "mlp"}),
+    ("amc", {}), ("gnn-rl", {"encoder": "mlp"}), ("gnn-rl", {"algorithm": "sac"}),
     pytest.param("agmc", {}, marks=pytest.mark.slow),  # and with it mean pooling
 ]  # fmt: skip
 

@@ -8,7 +8,14 @@ import pytest
 
 from gnnrl_ray import Outcome, SearchSettings, Source, trace
 from gnnrl_ray.commands.report import report_command
-from gnnrl_ray.display.page import Curve, draw_costs, draw_curves, draw_widths, page
+from gnnrl_ray.display.page import (
+    Curve,
+    draw_costs,
+    draw_curves,
+    draw_widths,
+    page,
+    sheets_of,
+)
 from gnnrl_ray.errors import GnnrlError
 from gnnrl_ray.pruning.budget import Budget
 from gnnrl_ray.pruning.importance import rank
@@ -115,7 +122,7 @@ def test_names_are_shown_and_not_interpreted(runs, tmp_path):
     shutil.copytree(runs / "random-0", evil)
     curves = [Curve.of(Run.open(evil))]
     shown = Page()
-    shown.feed(page(curves, draw_curves(curves)))
+    shown.feed(page(sheets_of(curves), draw_curves(curves)))
     assert shown.fetched == []
 
 

@@ -6,6 +6,7 @@ import torch
 
 from gnnrl_ray.scoring.training import (
     TrainingError,
+    TrainingStep,
     accuracy,
     recalibrate,
     steps_per_epoch,
@@ -86,3 +87,37 @@ def test_every_step_is_reported_on_a_cpu(network, digits):
     steps = []
     train(network, digits.train, steps=5, on_step=lambda step, loss: steps.append(step))
     assert steps == [1, 2, 3, 4, 5]
+
+
+def test_distillation_is_by_hand(network, digits):
+    """One step without momentum or decay, beside torch's own softmax and logarithm."""
+    torch.manual_seed(1)
+    student, teacher = ResNet(8), network
+    by_hand = copy.deepcopy(student).train()
+    images, labels = next(digits.train.batches(32))
+    step = TrainingStep(student.train(), weight_decay=0.0, device=labels.device,
+                        teacher=teacher, distill=0.25)  # fmt: skip
+    found = step(images, labels, 0.1)
+    with torch.no_grad():
+        wanted = (teacher(images) / 4).softmax(1)
+    logits = by_hand(images)
+    soft = (logits / 4).softmax(1)
+    distance = (wanted * (wanted.log() - soft.log())).sum(1).mean() * 16
+    loss = 0.75 * torch.nn.functional.cross_entropy(logits, labels) + 0.25 * distance
+    loss.backward()
+    assert found.item() == pytest.approx(loss.item(), rel=1e-5)
+    for parameter, ours in zip(by_hand.parameters(), student.parameters(), strict=True):
+        # Nesterov's first step: the gradient, and nine tenths of it again.
+        expected = parameter - 0.1 * 1.9 * parameter.grad
+        assert torch.allclose(ours, expected, atol=1e-5)
+
+
+def test_with_distillation_alone_labels_do_not_matter(network, digits):
+    shuffled = replace(digits.train, labels=digits.train.labels.flip(0))
+    found = []
+    for split in (digits.train, shuffled):
+        torch.manual_seed(0)
+        student = ResNet(8)
+        train(student, split, steps=3, seed=1, teacher=network, distill=1.0)
+        found.append(student.linear.weight.detach())
+    assert torch.equal(*found)

@@ -25,9 +25,18 @@ class Scorer:
         """Answer: it is alive."""
         return "pong"
 
-    def attempt_episode(self, number: int, widths: np.ndarray) -> Finished:
-        """Score ``widths`` int [G]; say what went wrong instead of raising it."""
+    def attempt_episode(
+        self, number: int, widths: np.ndarray, steps: int | None = None
+    ) -> Finished:
+        """Score ``widths`` int [G]; say what went wrong instead of raising it.
+
+        Returns:
+            Their outcome; where ``steps`` are given, their accuracy after so much training,
+            and seconds.
+        """
         try:
+            if steps is not None:
+                return Finished(number, self._objective.score_after(widths, steps))
             return Finished(number, self._objective(widths))
         except Exception as error:
             return Finished(number, failed=f"{type(error).__name__}: {error}")

@@ -10,9 +10,11 @@ Axis letters: B batch, G actions.
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import ray
 import torch
@@ -87,6 +89,10 @@ class DDPGConfig(AlgorithmConfig):
         self.delay_between_env_runner_restarts_s = 0.0
         self.validate_env_runners_after_construction = False  # nobody waits for the last
         self._dont_auto_sync_env_runner_states = True
+        # What the loss of RLlib's SAC asks for, as it has it; the targets follow after
+        # each of our steps.
+        self.twin_q, self.alpha_lr, self.initial_alpha = True, 3e-4, 1.0
+        self.target_entropy, self.target_network_update_freq = "auto", math.inf
 
     def training(self, **settings: Any) -> "DDPGConfig":
         """Set what concerns learning.
@@ -116,19 +122,48 @@ class DDPGConfig(AlgorithmConfig):
             )
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:  # noqa: D102
-        return RLModuleSpec(module_class=DDPGModule)
+        return RLModuleSpec(module_class=self._parts()[0])
 
     def get_default_learner_class(self) -> type:  # noqa: D102
-        return DDPGLearner
+        return self._parts()[1]
+
+    def _parts(self) -> tuple[type, type]:
+        """Return the classes of module and learner."""
+        if self.algorithm == "sac":
+            from gnnrl_ray.agent.sac import SACLearner, SACModule
+
+            return SACModule, SACLearner
+        return DDPGModule, DDPGLearner
 
     @property
     def _model_config_auto_includes(self) -> dict:
         names = (
             "warmup_episodes", "noise", "noise_decay", "noise_floor",
-            "hidden", "encoder", "pooling", "graph_dim", "graph_layers",
+            "hidden", "encoder", "pooling", "graph_dim", "graph_layers", "twin_q",
         )  # fmt: skip
         own = {name: getattr(self, name) for name in names}
         return super()._model_config_auto_includes | own
+
+
+def encoder_of(space: gym.Space, settings: Mapping[str, Any]) -> nn.Module:
+    """Return the encoder of observations: the m-GNN where ``space`` has a graph.
+
+    Args:
+        space: of the observations.
+        settings: ``encoder``, ``graph_dim``, ``graph_layers`` and ``pooling`` of
+            :class:`~gnnrl_ray.agent.settings.AgentSettings`.
+    """
+    if not hasattr(space, "levels"):
+        return VectorEncoder(int(np.prod(space.shape)))
+    if settings["encoder"] == "mlp":
+        return WidthEncoder(space.shape[0])
+    return GraphEncoder(
+        space.levels,
+        space.shape[1],
+        settings["graph_dim"],
+        settings["graph_layers"],
+        settings["pooling"],
+    )
 
 
 class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
@@ -136,28 +171,15 @@ class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
 
     def setup(self) -> None:
         """Build the networks; an env runner needs the actor alone."""
-        space, hidden = self.action_space, self.model_config["hidden"]
+        space, settings = self.action_space, self.model_config
         low, high = (torch.tensor(bound).flatten() for bound in (space.low, space.high))
-        self.actor = Actor(self._encoder(), low, high, hidden)
+        encoder = partial(encoder_of, self.observation_space, settings)
+        self.actor = Actor(encoder(), low, high, settings["hidden"])
         if not self.inference_only:
-            self.critic = Critic(self._encoder(), len(low), hidden)
+            self.critic = Critic(encoder(), len(low), settings["hidden"])
         # Set anew for each episode by the env runner.
         self.episode = 0
         self.generator = np.random.default_rng(0)
-
-    def _encoder(self) -> nn.Module:
-        space, settings = self.observation_space, self.model_config
-        if hasattr(space, "levels") and settings["encoder"] == "mlp":
-            return WidthEncoder(space.shape[0])
-        if hasattr(space, "levels"):
-            return GraphEncoder(
-                space.levels,
-                space.shape[1],
-                settings["graph_dim"],
-                settings["graph_layers"],
-                settings["pooling"],
-            )
-        return VectorEncoder(int(np.prod(space.shape)))
 
     def train(self, mode: bool = True) -> "DDPGModule":
         """Change the mode if it is another: RLlib asks before each step."""
@@ -228,8 +250,8 @@ class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         }
 
 
-class DDPGLearner(TorchLearner):
-    """One gradient step for critic and actor; then the targets follow."""
+class StepsLearner(TorchLearner):
+    """Takes gradient steps in a row, and lets the targets follow after each."""
 
     def build(self) -> None:
         """Build the module, and targets for it."""
@@ -240,23 +262,8 @@ class DDPGLearner(TorchLearner):
             tau = self.config.get_config_for_module(module_id).tau
             for online, target in module.unwrapped().get_target_network_pairs():
                 pair = list(target.parameters()), list(online.parameters())
-                self._pairs.append((*pair, tau))
-
-    def configure_optimizers_for_module(self, module_id, config=None) -> None:
-        """Give actor and critic an Adam each."""
-        module = self.module[module_id].unwrapped()
-        for name, network, lr, decay in (
-            ("actor", module.actor, config.actor_lr, 0.0),
-            ("critic", module.critic, config.critic_lr, config.critic_weight_decay),
-        ):
-            parameters = self.get_parameters(network)
-            self.register_optimizer(
-                module_id=module_id,
-                optimizer_name=name,
-                optimizer=torch.optim.Adam(parameters, weight_decay=decay, fused=True),
-                params=parameters,
-                lr_or_lr_schedule=lr,
-            )
+                if pair[0]:  # what encodes plain vectors has none
+                    self._pairs.append((*pair, tau))
 
     def apply_gradients(self, gradients_dict: dict) -> None:
         """Take the step, and let the targets follow by tau.
@@ -275,11 +282,6 @@ class DDPGLearner(TorchLearner):
         for targets, parameters, tau in self._pairs:
             get_ema_multi_avg_fn(1 - tau)(targets, parameters, None)
 
-    def after_gradient_based_update(self, *, timesteps: dict) -> None:
-        """Log the losses, of the last step only: logging takes as long as a step."""
-        super().after_gradient_based_update(timesteps=timesteps)
-        self.metrics.log_dict(self._losses, key=DEFAULT_MODULE_ID, window=1)
-
     def _update(self, batch: dict, **kwargs: Any) -> tuple:
         """Take one gradient step for each train batch that ``batch`` holds in a row."""
         size, result = self.config.train_batch_size_per_learner, ({}, {}, {})
@@ -289,6 +291,31 @@ class DDPGLearner(TorchLearner):
                 one = {module_id: dict(zip(columns, part, strict=True))}
                 result = super()._update(one, **kwargs)
         return result
+
+
+class DDPGLearner(StepsLearner):
+    """One gradient step for critic and actor; then the targets follow."""
+
+    def configure_optimizers_for_module(self, module_id, config=None) -> None:
+        """Give actor and critic an Adam each."""
+        module = self.module[module_id].unwrapped()
+        for name, network, lr, decay in (
+            ("actor", module.actor, config.actor_lr, 0.0),
+            ("critic", module.critic, config.critic_lr, config.critic_weight_decay),
+        ):
+            parameters = self.get_parameters(network)
+            self.register_optimizer(
+                module_id=module_id,
+                optimizer_name=name,
+                optimizer=torch.optim.Adam(parameters, weight_decay=decay, fused=True),
+                params=parameters,
+                lr_or_lr_schedule=lr,
+            )
+
+    def after_gradient_based_update(self, *, timesteps: dict) -> None:
+        """Log the losses, of the last step only: logging takes as long as a step."""
+        super().after_gradient_based_update(timesteps=timesteps)
+        self.metrics.log_dict(self._losses, key=DEFAULT_MODULE_ID, window=1)
 
     def compute_loss_for_module(self, *, module_id, config, batch, fwd_out) -> Tensor:
         """Return (y - Q(s, a))^2 - Q(s, mu(s)), averaged over the batch."""

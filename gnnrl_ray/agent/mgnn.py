@@ -355,7 +355,7 @@ class Actor(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.mlp = _mlp(encoder.dim, hidden, len(low))
+        self.mlp = perceptron(encoder.dim, hidden, len(low))
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("span", high - low, persistent=False)
 
@@ -376,14 +376,15 @@ class Critic(nn.Module):
     def __init__(self, encoder: nn.Module, actions: int, hidden: Sequence[int]) -> None:
         super().__init__()
         self.encoder = encoder
-        self.mlp = _mlp(encoder.dim + actions, hidden, 1)
+        self.mlp = perceptron(encoder.dim + actions, hidden, 1)
 
     def forward(self, embedding: Tensor, actions: Tensor) -> Tensor:
         """Map embeddings [B, D], the encoder's, and actions [B, G] to values [B]."""
         return self.mlp(torch.cat([embedding, actions], 1)).squeeze(1)
 
 
-def _mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+def perceptron(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+    """Return linear layers of widths ``inputs``, ``hidden`` and ``outputs``, with ReLU."""
     sizes = [inputs, *hidden]
     layers: list[nn.Module] = []
     for before, after in zip(sizes, hidden, strict=False):

@@ -70,6 +70,11 @@ class AgentSettings(Checked):
     hidden: tuple = setting(
         (300, 300), "Widths of the hidden layers of actor and critic.", parse=parse_layers
     )
+    algorithm: str = setting(
+        "ddpg",
+        "What learns: DDPG, or RLlib's soft actor-critic on the same encoder.",
+        choices=("ddpg", "sac"),
+    )
     encoder: str = setting(
         "mgnn",
         "Of graphs: the m-GNN, or a perceptron on the widths that knows no graph.",

@@ -54,12 +54,19 @@ def show_measures(
 ) -> None:
     """Print what the dense network, and those of a run, are worth and cost."""
     rows = {"dense": measure(network, data, costs)}
-    for name in ("pruned", "finetuned"):
-        if run is not None and run.storage.exists(f"{name}.safetensors"):
-            smaller = rebuild(run.storage, network, costs.groups, name)
-            widths = list(run.best()["groups"].values())
+    if run is not None:
+        widths = list(run.best()["groups"].values())
+        for name, smaller in smaller_of(run, network, costs).items():
             rows[name] = measure(smaller, data, costs, widths)
+        run.measured(rows)
     if as_json:
         print(json.dumps({"dataset": data.name, "validation": data.protocol} | rows))
     else:
         console.print(measures_table(rows, data))
+
+
+def smaller_of(run: Run, network: nn.Module, costs: Costs) -> dict[str, nn.Module]:
+    """Return the winner of a run, and what it was fine-tuned to, by name."""
+    names = ("pruned", "finetuned")
+    there = [name for name in names if run.storage.exists(f"{name}.safetensors")]
+    return {name: rebuild(run.storage, network, costs.groups, name) for name in there}

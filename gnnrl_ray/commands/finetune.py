@@ -8,10 +8,8 @@ from torch import nn
 
 from gnnrl_ray.commands.evaluate import of_run, show_measures
 from gnnrl_ray.commands.terminal import (
-    BatchOption,
     DeviceOption,
     JsonOption,
-    RateOption,
     RunArgument,
     TrustOption,
     errors,
@@ -20,19 +18,19 @@ from gnnrl_ray.commands.terminal import (
 from gnnrl_ray.data import Data
 from gnnrl_ray.display.panel import progress
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.jobs.finetuning import finetune
+from gnnrl_ray.jobs.finetuning import Recipe, finetune
 from gnnrl_ray.jobs.searching import device_of
+from gnnrl_ray.options import settings_as_options
 from gnnrl_ray.pruning.costs import Costs
 from gnnrl_ray.run.directory import Run, rebuild
 from gnnrl_ray.scoring.training import steps_per_epoch
 from gnnrl_ray.settings import PRECISIONS
 
 
+@settings_as_options(recipe=Recipe)
 def finetune_command(
+    recipe: dict,
     run: RunArgument,
-    epochs: Annotated[int, typer.Option(min=1, max=10**5, help="Over the data.")] = 100,
-    lr: RateOption = 0.05,
-    batch_size: BatchOption = 128,
     seed: Annotated[int, typer.Option(help="Of order and augmentation.")] = 0,
     precision: Annotated[
         str | None,
@@ -52,26 +50,24 @@ def finetune_command(
     if precision not in (None, *PRECISIONS[1:]):
         known = ", ".join(map(repr, PRECISIONS[1:]))
         raise InputError(f"--precision {precision!r} is not one of {known}.")
-    opened = Run.open(run)
+    wanted, opened = Recipe(**recipe), Run.open(run)
     network, data, costs = of_run(opened, {"data_dir": data_dir}, trust)
     finetune_shown(
-        opened, network, data, costs, epochs=epochs, lr=lr, batch_size=batch_size,
-        seed=seed, device=device, precision=precision,
-    )  # fmt: skip
+        opened, network, data, costs, wanted, seed=seed, device=device, precision=precision
+    )
     show_measures(network, data, costs, as_json, opened)
 
 
 def finetune_shown(
-    run: Run, network: nn.Module, data: Data, costs: Costs, *, epochs: int,
-    device: str | None, batch_size: int = 128, **settings: object,
+    run: Run, network: nn.Module, data: Data, costs: Costs, recipe: Recipe, *,
+    device: str | None, **settings: object,
 ) -> None:  # fmt: skip
     """Fine-tune the winner of a run, and show how it goes."""
     smaller = rebuild(run.storage, network, costs.groups, "pruned").to(device_of(device))
-    steps = epochs * steps_per_epoch(data.train, batch_size)
+    steps = recipe.epochs * steps_per_epoch(data.train, recipe.batch_size)
     with progress(errors, "fine-tuning the winner", steps, 100) as advance:
         try:
-            finetune(run, smaller, data, epochs=epochs, batch_size=batch_size,
-                     on_step=advance, **settings)  # fmt: skip
+            finetune(run, smaller, data, recipe, dense=network, on_step=advance, **settings)
         except KeyboardInterrupt:
             again = shlex.join(["gnnrl-ray", "finetune", str(run.storage)])
             stop(f"{run.storage}/finetuned.safetensors is left; start over with: {again}")

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from gnnrl_ray.display.page import Curve, as_svg, draw_costs, draw_curves, draw_widths, page
+from gnnrl_ray.display.page import (
+    Curve,
+    as_svg,
+    draw_costs,
+    draw_curves,
+    draw_widths,
+    page,
+    sheets_of,
+)
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.run.directory import Run
 from gnnrl_ray.storage import Storage
@@ -22,8 +30,9 @@ def report_command(
 ) -> None:
     """Draw finished searches beside each other: one page that opens without a network.
 
-    Learning curves, what every group loses (the paper's Figure 3), and accuracy against
-    cost (Figure 4), as PNG, as SVG and on the page.
+    The paper's Tables 1 to 3 with what there is to fill them (see `gnnrl-ray evaluate` and
+    `gnnrl-ray measure`), as Markdown and on the page; learning curves, what every group
+    loses (Figure 3), and accuracy against cost (Figure 4), as PNG, as SVG and on the page.
     """
     curves = [Curve.of(run) for run in map(Run.open, _found(runs)) if run.journal.best()]
     if not curves:
@@ -35,7 +44,9 @@ def report_command(
         figure.savefig(picture, dpi=120, format="png")
         (out / f"{name}.png").write_bytes(picture.getvalue())
         (out / f"{name}.svg").write_text(as_svg(figure))
-    (out / "report.html").write_text(page(curves, figures))
+    sheets = sheets_of(curves)
+    (out / "tables.md").write_text("\n".join(sheet.to_markdown() for sheet in sheets))
+    (out / "report.html").write_text(page(sheets, figures))
     print(f"{len(curves)} searches are in {out}/report.html")
 
 

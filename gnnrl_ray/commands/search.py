@@ -12,6 +12,7 @@ from gnnrl_ray.commands.terminal import JsonOption, QuietOption, TrustOption, er
 from gnnrl_ray.commands.train import load_weights
 from gnnrl_ray.display.panel import Panel
 from gnnrl_ray.display.report import budget_used, draw_search
+from gnnrl_ray.jobs.finetuning import Recipe
 from gnnrl_ray.jobs.searching import Search
 from gnnrl_ray.methods import method_of
 from gnnrl_ray.options import settings_as_options
@@ -83,7 +84,7 @@ def search_command(
         try:
             outcome = search.run(
                 folder, resume=resume is not None, overwrite=overwrite,
-                on_episode=on_episode, on_status=panel.status,
+                on_episode=on_episode, on_status=panel.status, on_finalist=panel.finalist,
             )  # fmt: skip
         except KeyboardInterrupt:
             _interrupted(folder, total)
@@ -94,11 +95,14 @@ def search_command(
     costs = Costs(search.groups)
     if epochs:
         finetune_shown(
-            run, network, data, costs, epochs=epochs, seed=wanted.seed, device=wanted.device
-        )
+            run, network, data, costs, Recipe(epochs=epochs), seed=wanted.seed,
+            device=wanted.device,
+        )  # fmt: skip
     show_measures(network, data, costs, as_json, run)
     if not as_json:
         reached = f"validation accuracy {outcome.accuracy:.2%} at {budget_used(run.best())}"
+        if finalist := run.best().get("finalist"):
+            reached += f" ({finalist['accuracy']:.2%} after {finalist['steps']} steps)"
         print(f"best of {len(run.journal)}: {reached}; everything is in {folder}")
 
 

@@ -11,23 +11,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from scipy import stats
 
+from gnnrl_ray.display.paper import ACCURACIES
+
 _CELL = ["network", "budget", "method"]
 _SPLITS = ("validation", "holdout", "test")
-
-# Top-1 in % after fine-tuning on CIFAR-10 at 50 % of the FLOPs by its own count: GNN-RL,
-# Table 1.
-PAPER = {
-    ("resnet110", "agmc"): 93.08, ("resnet110", "rs"): 87.26,
-    ("resnet110", "gnn-rl"): 94.31, ("resnet56", "uniform"): 87.5,
-    ("resnet56", "deep"): 88.4, ("resnet56", "amc"): 90.2, ("resnet56", "agmc"): 92.0,
-    ("resnet56", "gnn-rl"): 93.49, ("resnet44", "agmc"): 92.28,
-    ("resnet44", "rs"): 88.14, ("resnet44", "gnn-rl"): 93.23,
-    ("resnet32", "agmc"): 90.96, ("resnet32", "rs"): 89.57,
-    ("resnet32", "gnn-rl"): 92.58, ("resnet20", "deep"): 79.6,
-    ("resnet20", "shallow"): 87.26, ("resnet20", "uniform"): 84.0,
-    ("resnet20", "amc"): 86.4, ("resnet20", "agmc"): 88.42,
-    ("resnet20", "gnn-rl"): 91.31,
-}  # fmt: skip
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -51,9 +38,11 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         for kind, found in (("pruned", searches), ("tuned", cell)):
             for split in _SPLITS:
                 row |= _spread(f"{kind}_{split}", found[f"{kind}_{split}"])
+        row |= {n: 100 * searches[n].mean() for n in searches if n.startswith("after_")}
         change = cell["tuned_test"].astype(float) - cell["dense_test"]
         row["change"] = 100 * change.mean()
-        row["paper"] = PAPER.get((row["network"], row["method"]), np.nan)
+        about = row["network"], cell["data"].iloc[0], row["method"]
+        row["paper"] = ACCURACIES.get(about, (np.nan,) * 3)[1]
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -120,8 +109,25 @@ def _cells(found: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def _plus_minus(row: dict, name: str) -> str:
-    mean, sd = row[f"{name}_mean"], row[f"{name}_sd"]
-    return f"{mean:.2f}" + ("" if np.isnan(sd) else f" ± {sd:.2f}")
+    mean, sd, half = (row[f"{name}_{kind}"] for kind in ("mean", "sd", "ci"))
+    if np.isnan(sd):
+        return f"{mean:.2f}"
+    return f"{mean:.2f} ± {sd:.2f} ({mean - half:.1f} to {mean + half:.1f})"
+
+
+def _curves(found: pd.DataFrame) -> str:
+    """Return the best so far after some evaluations, as Markdown; rules have one."""
+    looks = [n for n in found if str(n).startswith("after_")]
+    rows = found.dropna(subset=looks, how="all").to_dict("records") if looks else []
+    if not rows:
+        return ""
+    names = [name.removeprefix("after_") for name in looks]
+    lines = [["network", "budget", "method", *names], ["---"] * (3 + len(looks))]
+    for row in rows:
+        cells = ["" if np.isnan(row[n]) else f"{row[n]:.2f}" for n in looks]
+        lines.append([*(row[name] for name in _CELL), *cells])
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"\n{text}\n\nBest validation accuracy after so many evaluations, mean.\n"
 
 
 def comparison_table(found: pd.DataFrame) -> Table:
@@ -141,7 +147,11 @@ def comparison_markdown(found: pd.DataFrame, pairs: pd.DataFrame) -> str:
     headings, rows = _cells(found)
     lines = [headings, ["---"] * len(headings), *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    text += "\n\nTop-1 accuracy in %, mean ± standard deviation over n seeds.\n"
+    text += (
+        "\n\nTop-1 accuracy in %, mean ± standard deviation over n seeds (and the 95 % "
+        "confidence interval of the mean).\n"
+    )
+    text += _curves(found)
     if len(pairs) and pairs["n"].to_numpy().max() > 1:
         text += "\n| network | budget | method | beside | points | p | n |\n" + "|---" * 7
         text += "|\n" + "\n".join(

@@ -9,11 +9,12 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from gnnrl_ray.display.paper import Sheet, accuracy_sheet, speed_sheet
 from gnnrl_ray.display.report import budget_used
 from gnnrl_ray.methods.inside import inside_blocks
 from gnnrl_ray.run.directory import Run
 from gnnrl_ray.settings import flag
-from gnnrl_ray.tracing.groups import trace
+from gnnrl_ray.tracing.groups import ChannelGroups, trace
 from gnnrl_ray.zoo import build_network, is_ours
 
 _STYLE = """
@@ -22,6 +23,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto;
 table { border-collapse: collapse; margin: 1em 0; }
 th, td { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
+div { overflow-x: auto; }
 svg { max-width: 100%; height: auto; }
 """
 
@@ -130,8 +132,8 @@ def draw_costs(curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-def page(curves: Sequence[Curve], figures: dict[str, Figure]) -> str:
-    """Return the page: a table of all runs, and the figures within it."""
+def sheets_of(curves: Sequence[Curve]) -> list[Sheet]:
+    """Return all tables: every run, and the paper's, with what there is to fill them."""
     heads = ("run", "network, budget", "method", "seed", "candidates", "used",
              "validation")  # fmt: skip
     rows = []
@@ -140,20 +142,37 @@ def page(curves: Sequence[Curve], figures: dict[str, Figure]) -> str:
         rows.append([str(run.storage), curve.cell, run.settings.method, run.settings.seed,
                      len(run.journal), budget_used(found),
                      f"{found['accuracy']:.2%}"])  # fmt: skip
-    head = "".join(f"<th>{h}</th>" for h in heads)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
+    rows = [[str(cell) for cell in row] for row in rows]
+    note = "Top-1 accuracy on the validation split, before fine-tuning."
+    runs = [curve.run for curve in curves]
+    own = Sheet("Searches", heads, rows, note), accuracy_sheet(runs, _groups_of(runs))
+    speeds = speed_sheet(runs)
+    return [*own, speeds] if speeds else [*own]
+
+
+def page(sheets: Sequence[Sheet], figures: dict[str, Figure]) -> str:
+    """Return the page: tables and figures, and nothing that would have to be fetched."""
+    tables = "\n".join(map(_table, sheets))
     pictures = "\n".join(
         f"<figure>{as_svg(figure)}</figure>" for figure in figures.values()
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>gnnrl-ray: {len(rows)} searches</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{len(rows)} searches</h1>\n<table><thead><tr>{head}</tr></thead>\n"
-        f"<tbody>{body}</tbody></table>\n{pictures}\n"
-        "<p>Top-1 accuracy on the validation split, before fine-tuning.</p></body></html>\n"
+        f"<title>gnnrl-ray: {len(sheets[0].rows)} searches</title>"
+        f"<style>{_STYLE}</style></head>\n<body><h1>{len(sheets[0].rows)} searches</h1>\n"
+        f"{tables}\n{pictures}\n</body></html>\n"
+    )
+
+
+def _table(sheet: Sheet) -> str:
+    head = "".join(f"<th>{html.escape(h)}</th>" for h in sheet.heads)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in sheet.rows
+    )
+    return (
+        f"<h2>{html.escape(sheet.title)}</h2>\n<div><table><thead><tr>{head}</tr></thead>"
+        f"\n<tbody>{body}</tbody></table></div>\n<p>{html.escape(sheet.note)}</p>"
     )
 
 
@@ -173,11 +192,23 @@ def _by_cell(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
     return cells
 
 
+def _groups_of(runs: Sequence[Run]) -> list[ChannelGroups | None]:
+    """Return the groups of each run's network; none of networks that are not ours."""
+    known: dict[tuple, ChannelGroups | None] = {}
+    found = []
+    for run in runs:
+        name, shape = run.source.network, tuple(run.best()["input_shape"])
+        key = (name, shape, run.classes, *run.settings.tracing.values())
+        if key not in known:
+            known[key] = None
+            if name is not None and is_ours(name):
+                network = build_network(name, run.classes, shape[-1])
+                known[key] = trace(network, shape, **run.settings.tracing, check=False)
+        found.append(known[key])
+    return found
+
+
 def _streams(run: Run) -> list[bool]:
     """Say of each group whether blocks pass it on; nothing of networks not of the zoo."""
-    name, shape = run.source.network, tuple(run.best()["input_shape"])
-    if name is None or not is_ours(name):
-        return []
-    network = build_network(name, run.classes, shape[-1])
-    groups = trace(network, shape, **run.settings.tracing, check=False)
-    return (~inside_blocks(groups)).tolist()
+    (groups,) = _groups_of([run])
+    return [] if groups is None else (~inside_blocks(groups)).tolist()

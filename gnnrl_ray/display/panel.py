@@ -41,6 +41,7 @@ class Panel:
         self._quiet = quiet
         self._done = self._before = self._failed = 0
         self._best: float | None = None
+        self._finalists = ""  # how far they are
         self._runners: dict[int, tuple[str, float]] = {}
         self._seen = self._start = time.monotonic()
         live = console.is_terminal and not quiet
@@ -85,6 +86,12 @@ class Panel:
         self._runners, self._failed = runners, failed
         self._seen = time.monotonic()
 
+    def finalist(self, done: int, total: int, accuracy: float) -> None:
+        """Take note of a finalist that has been trained, one of ``total`` trainings."""
+        self._finalists = f"finalists {done}/{total}, the last {accuracy:.2%}"
+        if self._live is None and not self._quiet:
+            self._console.print(f"{self._title} {self._finalists}", highlight=False)
+
     def _summary(self) -> str:
         seconds = time.monotonic() - self._start
         new = self._done - self._before
@@ -93,6 +100,8 @@ class Panel:
         parts += [f"{running} running"] if running else []
         parts += [f"{self._failed} failed"] if self._failed else []
         parts += [f"best {self._best:.2%}"] if self._best is not None else []
+        if self._finalists:
+            return ", ".join([*parts, self._finalists])
         if new > 0 and seconds > 0:
             left = seconds / new * (self._total - self._done)
             parts += [f"{new / seconds:.3g} per s", f"{_clock(left)} left"]

@@ -34,6 +34,29 @@ def measures_table(rows: dict[str, dict[str, float]], data: Data) -> Table:
     return table
 
 
+def speed_table(speeds: dict[str, dict[str, dict]], where: str) -> Table:
+    """Return how fast networks are, the first being what others are held to.
+
+    Args:
+        speeds: by network and batch, of :func:`~gnnrl_ray.scoring.speed.measure_speed`.
+        where: they were measured.
+    """
+    table = Table(title=f"a pass, on {where}", box=SIMPLE_HEAD)
+    for column in ("network", "batch", "median, ms", "95 %, ms", "images/s", "times",
+                   "memory, MB"):  # fmt: skip
+        table.add_column(column, justify="left" if column == "network" else "right")
+    dense = next(iter(speeds.values()))
+    for name, batches in speeds.items():
+        for batch, speed in batches.items():
+            times = dense[batch]["median_ms"] / speed["median_ms"]
+            table.add_row(
+                name, batch, f"{speed['median_ms']:.2f}", f"{speed['p95_ms']:.2f}",
+                f"{speed['per_second']:,.0f}", f"{times:.2f}",
+                f"{speed['memory'] / 1e6:.1f}",
+            )  # fmt: skip
+    return table
+
+
 def describe(graph: HierarchicalGraph) -> dict:
     """Return what there is to prune in a network, for JSON.
 

@@ -13,18 +13,20 @@ import numpy as np
 import pandas as pd
 
 from gnnrl_ray.errors import GnnrlError, InputError
-from gnnrl_ray.jobs.finetuning import finetune
+from gnnrl_ray.jobs.finetuning import Recipe, finetune
 from gnnrl_ray.jobs.searching import Search, device_of
 from gnnrl_ray.methods import METHODS, method_of
 from gnnrl_ray.pruning.costs import Costs
 from gnnrl_ray.run.directory import Run, rebuild
 from gnnrl_ray.scoring.measures import measure
-from gnnrl_ray.settings import BUDGETS, Checked, SearchSettings, setting, unknown_setting
+from gnnrl_ray.settings import BUDGETS, SearchSettings, setting, unknown_setting
 from gnnrl_ray.source import Source
 from gnnrl_ray.storage import Storage
 
 _CELL = {"network", "method", "seed", *BUDGETS}
-_SEARCH = (SearchSettings.names() | Source.names()) - _CELL - {"weights", "address"}
+_SEARCH = (SearchSettings.names() | Source.names()) - _CELL - {"address"}
+# After how many evaluations the best so far is looked at.
+LOOKS = (10, 20, 30, 40, 60, 90, 120, 150, 180, 240, 300, 400, 500, 750, 1000)
 # How many episodes of a cell are over, and the best accuracy so far.
 Progress = Callable[[str, int, float | None], None]
 
@@ -34,16 +36,11 @@ class ComparisonError(InputError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Checked):
+class Tuning(Recipe):
     """How every winner is fine-tuned; each seed is a fine-tuning of its own."""
 
     epochs: int = setting(0, "Passes over the training images; 0 for none.", least=0)
-    lr: float = setting(0.05, "Peak learning rate.", above=0)
-    batch_size: int = setting(128, "Images in one step.", least=2)
     seeds: int = setting(1, "Of order and augmentation, from 0 on.", least=1)
-    only_pruned: bool = setting(
-        False, "Whether layers that lost no channel stay as they are, as in the paper."
-    )
 
     @staticmethod
     def flag(name: str) -> str:
@@ -84,7 +81,7 @@ class Comparison:
         search: what all searches have in common: other settings of
             :class:`~gnnrl_ray.settings.SearchSettings` and of
             :class:`~gnnrl_ray.source.Source`.
-        finetune: settings of :class:`Recipe`.
+        finetune: settings of :class:`Tuning`.
 
     Raises:
         InputError: what is unknown, or cannot be.
@@ -115,10 +112,12 @@ class Comparison:
         for name in self.search:
             if name not in _SEARCH:
                 raise unknown_setting(name, sorted(_SEARCH))
-        if unknown := self.finetune.keys() - Recipe.names():
-            known = ", ".join(sorted(Recipe.names()))
+        if "weights" in self.search and len(self.networks) > 1:
+            raise ComparisonError("weights are of one network, but networks has several.")
+        if unknown := self.finetune.keys() - Tuning.names():
+            known = ", ".join(sorted(Tuning.names()))
             raise ComparisonError(f"[finetune] knows {known}, not {unknown.pop()!r}.")
-        self.recipe = Recipe.from_dict(self.finetune)
+        self.tuning = Tuning.from_dict(self.finetune)
         for cell in self.cells():  # each is checked before the first is run
             self.source(cell)
             self.settings(cell)
@@ -269,22 +268,21 @@ def _measured(
     run, costs = Run.open(out), Costs(search.groups)
     widths = np.array(list(run.best()["groups"].values()))
     winner = rebuild(run.storage, network, costs.groups, "pruned")
-    dense, recipe, tuned = measure(network, data, costs), comparison.recipe, []
-    for seed in range(recipe.seeds if recipe.epochs else 0):
+    dense, tuning, tuned = measure(network, data, costs), comparison.tuning, []
+    for seed in range(tuning.seeds if tuning.epochs else 0):
         smaller = rebuild(run.storage, network, costs.groups, "pruned")
         smaller.to(device_of(settings.device))
-        finetune(
-            run, smaller, data, epochs=recipe.epochs, lr=recipe.lr, seed=seed,
-            batch_size=recipe.batch_size, like=network if recipe.only_pruned else None,
-        )  # fmt: skip
+        finetune(run, smaller, data, tuning, dense=network, seed=seed)
         tuned.append(measure(smaller.cpu(), data, costs, widths))
     found = measure(winner, data, costs, widths)
+    best = np.maximum.accumulate([outcome.accuracy for _, outcome in run.journal])
     return {
         "evaluations": len(run.journal),
         "seconds": sum(outcome.seconds for _, outcome in run.journal),
         "macs_share": found["macs"] / dense["macs"],
         "params_share": found["params"] / dense["params"],
         "paper_share": costs.paper_share(widths),
+        "curve": {str(n): float(best[n - 1]) for n in LOOKS if n <= len(best)},
         "dense": dense, "pruned": found, "tuned": tuned,
     }  # fmt: skip
 
@@ -296,8 +294,10 @@ def _table(comparison: Comparison, rows: Mapping[str, dict]) -> pd.DataFrame:
         if cell.name not in rows:
             continue
         row = rows[cell.name]
-        about = {"network": cell.network, "budget": cell.limits, "method": cell.method,
-                 "seed": cell.seed, "run": f"runs/{cell.name}"}  # fmt: skip
+        data = comparison.source(cell).data_name
+        about = {"network": cell.network, "data": data, "budget": cell.limits,
+                 "method": cell.method, "seed": cell.seed,
+                 "run": f"runs/{cell.name}"}  # fmt: skip
         if "error" in row:
             flat.append(about | {"error": row["error"]})
             continue
@@ -307,6 +307,7 @@ def _table(comparison: Comparison, rows: Mapping[str, dict]) -> pd.DataFrame:
         for kind in ("dense", "pruned"):
             splits = ("validation", "holdout", "test")
             own |= {f"{kind}_{split}": row[kind][split] for split in splits}
+        own |= {f"after_{n}": best for n, best in row.get("curve", {}).items()}
         for seed, tuned in list(enumerate(row["tuned"])) or [(None, {})]:
             after = {f"tuned_{split}": tuned.get(split) for split in splits}
             flat.append(about | own | {"finetune_seed": seed} | after)

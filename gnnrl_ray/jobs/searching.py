@@ -1,5 +1,6 @@
 """A network, data and settings -> the best outcome, and a run directory with all of it."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from torch import nn
 
 from gnnrl_ray.data import Data
 from gnnrl_ray.errors import InputError
+from gnnrl_ray.jobs.finalists import run_finalists
 from gnnrl_ray.methods import method_of
 from gnnrl_ray.pruning.budget import Budget, BudgetError
 from gnnrl_ray.run.directory import Run
 from gnnrl_ray.run.lock import locked
-from gnnrl_ray.run.task import OnEpisode, OnStatus, Task
+from gnnrl_ray.run.task import OnEpisode, OnFinalist, OnStatus, Task
 from gnnrl_ray.scoring.objective import Objective
 from gnnrl_ray.scoring.outcome import Outcome
 from gnnrl_ray.settings import SearchSettings, unknown_setting
@@ -34,6 +36,7 @@ def search(
     source: Source | None = None,
     on_episode: OnEpisode | None = None,
     on_status: OnStatus | None = None,
+    on_finalist: OnFinalist | None = None,
     **changes: Any,
 ) -> Outcome:
     """Find how many channels each group of ``network`` keeps within a budget.
@@ -56,10 +59,12 @@ def search(
             so far, if there is one.
         on_status: called a few times a second with what each actor does and for how many
             seconds, ``{1: ("episode 17", 2.5)}``, and how many episodes have failed.
+        on_finalist: called with how many trainings of finalists are over, of how many, and
+            the accuracy after the last.
         **changes: settings by name, in place of those in ``settings``.
 
     Returns:
-        The best outcome; everything else is in the run directory.
+        The outcome of the winner; everything else is in the run directory.
 
     Raises:
         InputError: a setting that is unknown or cannot be; ``out`` holds another run.
@@ -77,8 +82,9 @@ def search(
     else:
         settings = SearchSettings(**changes)
     return Search(network, data, settings, source).run(
-        out, resume=resume, overwrite=overwrite, on_episode=on_episode, on_status=on_status
-    )
+        out, resume=resume, overwrite=overwrite, on_episode=on_episode,
+        on_status=on_status, on_finalist=on_finalist,
+    )  # fmt: skip
 
 
 class Search:
@@ -123,10 +129,9 @@ class Search:
         *,
         resume: bool = False,
         overwrite: bool = False,
-        on_episode: OnEpisode | None = None,
-        on_status: OnStatus | None = None,
+        **told: Callable | None,
     ) -> Outcome:
-        """Search; see :func:`search`."""
+        """Search; see :func:`search`; ``told`` are ``on_episode`` and so on."""
         data, settings, source = self._data, self._settings, self._source
         objective = Objective.of(self._network, data, self._budget, settings)
         hashes = {"weights": hash_of(self._network), "data": data.digest()}
@@ -145,37 +150,37 @@ class Search:
             else:
                 run = Run.create(storage, settings, source, data.classes, hashes, overwrite)
             try:
-                return self._run(run, objective, on_episode, on_status)
+                return self._run(Task(objective, run, **told))
             finally:
                 run.replace()
 
-    def _run(
-        self, run: Run, objective: Objective, on_episode: OnEpisode | None,
-        on_status: OnStatus | None,
-    ) -> Outcome:  # fmt: skip
-        settings = run.settings
+    def _run(self, task: Task) -> Outcome:
+        objective, run = task.objective, task.run
         objective.remember(outcome for _, outcome in run.journal)
         try:
             if self._device is not None:
                 objective.to(self._device)
                 if run.mode is None:
-                    run.evaluate_with(objective.choose(settings.precision))
+                    run.evaluate_with(objective.choose(run.settings.precision))
                 objective.mode = run.mode
-            self._method(Task(objective, run, on_episode, on_status)).run()
+            self._method(task).run()
+            if run.settings.finalists:
+                run_finalists(task)
         finally:
-            best = run.journal.best()
-            if best is not None:
+            winner = run.journal.winner()
+            if winner is not None:
+                widths = winner[1].widths
                 if run.lags():
-                    run.write_best(objective.budget, objective.kept(best[1].widths))
-                run.save_network("pruned", objective.build(best[1].widths))
-        if best is None:
+                    run.write_best(objective.budget, objective.kept(widths))
+                run.save_network("pruned", objective.build(widths))
+        if winner is None:
             reason = run.journal.failures[max(run.journal.failures)]
             raise BudgetError(
                 f"no episode came to a candidate, the last one because: {reason}. Where "
                 "the budget is missed, raise --max-steps or let --on-timeout fit scale "
                 "down to it."
             )
-        return best[1]
+        return winner[1]
 
 
 def device_of(name: str | None) -> torch.device:

@@ -6,6 +6,7 @@ weights, ``finetuned.safetensors`` after fine-tuning; ``checkpoint.zip`` the age
 directory may be behind any URI that fsspec knows.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -34,9 +35,9 @@ from gnnrl_ray.zoo.weights import load_weights, save_weights
 # All that a run writes; see also ``finetune.json``'s and the report's modules.
 _FILES = (
     "run.json", "journal.jsonl", "best.json", "pruned.safetensors", "checkpoint.zip",
-    "finetuned.safetensors", "finetune.json", "search.png", "events",
+    "finetuned.safetensors", "finetune.json", "measures.json", "search.png", "events",
 )  # fmt: skip
-_ASIDE = "replaced"
+_ASIDE, _MEASURES = "replaced", "measures.json"
 _PACKAGES = ("gnnrl-ray", "ray", "torch", "torch-geometric", "numpy")
 
 
@@ -257,15 +258,15 @@ class Run:
         _write_json(self.storage, "run.json", self._facts)
 
     def write_best(self, budget: Budget, kept: tuple[np.ndarray, ...]) -> None:
-        """Write ``best.json`` of the best outcome so far.
+        """Write ``best.json`` of the winner so far.
 
         Args:
             budget: of the search.
-            kept: the channels that the best one keeps.
+            kept: the channels that it keeps.
         """
-        best = self.journal.best()
-        assert best is not None, "nothing has been scored"
-        episode, outcome = best
+        winner = self.journal.winner()
+        assert winner is not None, "nothing has been scored"
+        episode, outcome, finalist = winner
         groups, dense = budget.groups, budget.costs.dense
         settings = self.settings
         self.write_json(
@@ -291,6 +292,7 @@ class Run:
                 "accuracy": outcome.accuracy,
                 "error": 1 - outcome.accuracy,
                 "reward": outcome.reward,
+                "finalist": finalist and asdict(finalist),
                 "kept": {
                     name: index.tolist()
                     for name, index in zip(groups.names, kept, strict=True)
@@ -300,14 +302,17 @@ class Run:
         )
 
     def lags(self) -> bool:
-        """Say whether ``best.json`` is not of the journal's best, as after a crash."""
-        best = self.journal.best()
-        if best is None or not self.storage.exists("best.json"):
-            return best is not None
+        """Say whether ``best.json`` is not of the journal's winner, as after a crash."""
+        winner = self.journal.winner()
+        if winner is None or not self.storage.exists("best.json"):
+            return winner is not None
+        episode, _, finalist = winner
         try:
-            return _read_json(self.storage, "best.json").get("episode") != best[0]
+            there = _read_json(self.storage, "best.json")
         except RunError:
             return True
+        said = there.get("episode"), there.get("finalist")
+        return said != (episode, finalist and asdict(finalist))
 
     def best(self) -> dict:
         """Return ``best.json``.
@@ -326,6 +331,22 @@ class Run:
                 }
             }
         return best
+
+    def measures(self) -> dict[str, dict]:
+        """Return what has been measured of ``dense``, ``pruned`` and ``finetuned``."""
+        if not self.storage.exists(_MEASURES):
+            return {}
+        return _read_json(self.storage, _MEASURES)
+
+    def measured(self, measures: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep what has been measured, by network; what is known of it besides stays.
+
+        Where the directory cannot be written to, it is not kept.
+        """
+        known = self.measures()
+        with contextlib.suppress(OSError):
+            rows = {name: known.get(name, {}) | dict(row) for name, row in measures.items()}
+            self.write_json(_MEASURES, known | rows)
 
     def write_json(self, name: str, content: dict) -> None:
         """Write ``content`` to the file ``name``, whole or not at all."""

@@ -1,9 +1,10 @@
 """The append-only record of a search: one JSON object a line, synced before it is used."""
 
 import json
+import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gnnrl_ray.errors import InputError
@@ -59,6 +60,42 @@ class EpisodeRecord:
         return cls(outcome, actions, failed)
 
 
+@dataclass(frozen=True)
+class FinalistRecord:
+    """What a candidate scored after more training than others had.
+
+    Attributes:
+        finalist: its episode.
+        steps: of training.
+        accuracy: top-1 on the validation split after them, in [0, 1].
+        seconds: that it took.
+    """
+
+    finalist: int
+    steps: int
+    accuracy: float
+    seconds: float
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "FinalistRecord":
+        """Return the record of a line.
+
+        Raises:
+            ValueError: a field is missing, unknown, of another kind, or cannot be.
+        """
+        if fields.keys() != cls.__dataclass_fields__.keys():
+            raise ValueError(f"a finalist has {', '.join(cls.__dataclass_fields__)}")
+        for name, least, most, kinds in (
+            ("finalist", 0, math.inf, int), ("steps", 1, math.inf, int),
+            ("accuracy", 0, 1, int | float), ("seconds", 0, math.inf, int | float),
+        ):  # fmt: skip
+            value = fields[name]
+            number = isinstance(value, kinds) and not isinstance(value, bool)
+            if not number or not least <= value <= most or math.isinf(value):
+                raise ValueError(f"{name} is {value!r}")
+        return cls(**fields)
+
+
 def _are_actions(value: object) -> bool:
     return isinstance(value, list) and all(
         isinstance(step, list)
@@ -85,6 +122,7 @@ class Journal:
         folder, _, self._name = str(path).rpartition("/")
         self._storage = Storage(folder or ".")
         self._records: dict[int, EpisodeRecord] = {}
+        self._finalists: dict[tuple[int, int], FinalistRecord] = {}
         self._torn: bytes | None = None  # what the file is to be before anything is added
         if self._storage.exists(self._name):
             self._read()
@@ -126,6 +164,9 @@ class Journal:
         fields = json.loads(text + b"}" if found else line, parse_constant=_refuse)
         if not isinstance(fields, dict):
             raise ValueError("it is no object")
+        if "finalist" in fields:
+            self._take_finalist(FinalistRecord.from_dict(fields))
+            return bool(found)
         episode = fields.get("episode")
         if not isinstance(episode, int) or isinstance(episode, bool) or episode < 0:
             raise ValueError(f"episode is {episode!r}")
@@ -134,6 +175,14 @@ class Journal:
             raise ValueError(f"episode {episode} is there already")
         self._records.setdefault(episode, record)
         return bool(found)
+
+    def _take_finalist(self, record: FinalistRecord) -> None:
+        known = self._records.get(record.finalist)
+        if known is None or known.outcome is None:
+            raise ValueError(f"episode {record.finalist} has no candidate")
+        if (record.finalist, record.steps) in self._finalists:
+            raise ValueError(f"finalist {record.finalist} is there already")
+        self._finalists[record.finalist, record.steps] = record
 
     def __len__(self) -> int:
         """Return how many episodes are over, failed ones included."""
@@ -163,17 +212,48 @@ class Journal:
             return
         if isinstance(record, Outcome):
             record = EpisodeRecord(record)
-        fields = {"episode": episode} | record.to_dict()
+        self._write({"episode": episode} | record.to_dict())
+        self._records[episode] = record
+
+    def append_finalist(self, record: FinalistRecord) -> None:
+        """Write what a finalist scored, once for so many steps.
+
+        Raises:
+            ValueError: its episode has no candidate.
+        """
+        if self.finalist(record.finalist, record.steps) is None:
+            self._take_finalist(record)
+            self._write(asdict(record))
+
+    def _write(self, fields: dict) -> None:
         text = json.dumps(fields, allow_nan=False).encode()[:-1]
         if self._torn is not None:
             self._storage.write(self._name, self._torn)
             self._torn = None
         self._storage.append(self._name, text + _SUM + _checksum(text) + b"\n")
-        self._records[episode] = record
+
+    def finalist(self, episode: int, steps: int) -> FinalistRecord | None:
+        """Return what the candidate of ``episode`` scored after ``steps``, or None."""
+        return self._finalists.get((episode, steps))
 
     def best(self) -> tuple[int, Outcome] | None:
         """Return the episode of the highest reward, the first of equals, or None."""
         return max(self, key=lambda item: (item[1].reward, -item[0]), default=None)
+
+    def winner(self) -> tuple[int, Outcome, FinalistRecord | None] | None:
+        """Return the episode that wins: of the finalists trained longest, the best.
+
+        Without finalists it is the :meth:`best`. The record is that of the finalist.
+        """
+        longest = max((steps for _, steps in self._finalists), default=None)
+        if longest is None:
+            best = self.best()
+            return best and (*best, None)
+        last = [r for r in self._finalists.values() if r.steps == longest]
+        record = max(last, key=lambda r: (r.accuracy, -r.finalist))
+        outcome = self._records[record.finalist].outcome
+        assert outcome is not None, "finalists have candidates"
+        return record.finalist, outcome, record
 
 
 def _checksum(text: bytes) -> bytes:

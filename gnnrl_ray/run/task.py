@@ -15,6 +15,8 @@ _HOPELESS = 10  # failed episodes in a row
 OnEpisode = Callable[[int, Outcome | None], None]
 # What each actor does and for how many seconds, and how many episodes have failed.
 OnStatus = Callable[[dict[int, tuple[str, float]], int], None]
+# How many trainings of finalists are over, of how many, and the accuracy after the last.
+OnFinalist = Callable[[int, int, float], None]
 
 
 @dataclass
@@ -27,12 +29,15 @@ class Task:
         on_episode: called with the number of episodes that are over, and the best outcome
             so far, if there is one.
         on_status: called a few times a second where episodes are elsewhere.
+        on_finalist: called with how many trainings of finalists are over, of how many, and
+            the accuracy after the last.
     """
 
     objective: Objective
     run: Run
     on_episode: OnEpisode | None = None
     on_status: OnStatus | None = None
+    on_finalist: OnFinalist | None = None
     _failed_in_a_row: int = field(default=0, init=False)
 
     @property
@@ -49,11 +54,12 @@ class Task:
         journal = self.run.journal
         replayed = episode in journal
         journal.append(episode, record)
-        best = journal.best()
+        best, winner = journal.best(), journal.winner()
         if record.outcome is not None:
             self.objective.remember([record.outcome])
-        if best is not None and best[0] == episode:
-            self.run.write_best(self.objective.budget, self.objective.kept(best[1].widths))
+        if winner is not None and winner[0] == episode:
+            kept = self.objective.kept(winner[1].widths)
+            self.run.write_best(self.objective.budget, kept)
         if self.on_episode is not None:
             self.on_episode(len(journal), best[1] if best else None)
         lost = record.outcome is None and record.actions is None

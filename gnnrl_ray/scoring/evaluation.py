@@ -37,6 +37,7 @@ _DOUBT = 0.01
 _AGAIN = {"cpu": 50, "cuda": 250}
 _CHANGES = 0.04
 _BATCHES = {"cpu": (64, 125, 250), "cuda": (500, 1000, 2500)}
+_PART = 1000  # images that are normalised at a time
 _SEED = 0  # of the order of the images: a part of the protocol
 
 
@@ -80,8 +81,7 @@ class Evaluator:
     @cached_property
     def _images(self) -> Tensor:
         """Normalised [N, C, H, W], channels-last, in the format of the network."""
-        ((images, _),) = self._split.batches(len(self._split))
-        return images.to(self._dtype)
+        return normalised(self._split, self._dtype)
 
     def __call__(self, network: fx.GraphModule, worth: float = 0.0) -> Score:
         """Score ``network``, a removed one in evaluation mode.
@@ -173,6 +173,15 @@ class Evaluator:
             logits[index] = again
             if (right[0] != right[1]).sum() <= _CHANGES * size:
                 break
+
+
+def normalised(split: Split, dtype: torch.dtype) -> Tensor:
+    """Return all images of ``split``, [N, C, H, W], channels-last.
+
+    A part after the other: in float32, they take several times the memory.
+    """
+    parts = [images.to(dtype) for images, _ in split.batches(_PART)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:

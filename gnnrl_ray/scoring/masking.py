@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gnnrl_ray.data import Data
 from gnnrl_ray.pruning.removal import flags_of, insert_masks
 from gnnrl_ray.scoring.capture import Captured
-from gnnrl_ray.scoring.evaluation import EvaluationMode, Score, margins
+from gnnrl_ray.scoring.evaluation import EvaluationMode, Score, margins, normalised
 from gnnrl_ray.scoring.fusion import Fusion
 from gnnrl_ray.scoring.training import calibration_batches, recalibrate_on
 from gnnrl_ray.tracing.groups import ChannelGroups
@@ -114,8 +114,7 @@ class MaskedEvaluator:
         self._wide = None
         if dtype != torch.float32:
             self._wide = Fusion(self._network, shape, torch.float32)
-        ((images, _),) = self._split.batches(len(self._split))
-        self._images = images.to(dtype)
+        self._images = images = normalised(self._split, dtype)
         self._right = torch.zeros((), dtype=torch.int64, device=images.device)
         self._captured = Captured(self._score, images.device)
 

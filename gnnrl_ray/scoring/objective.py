@@ -180,18 +180,26 @@ class Objective:
 
     def build(self, widths: Sequence[int]) -> fx.GraphModule:
         """Return the candidate's network, pruned and fine-tuned as for scoring."""
+        if self._finetune == "epoch":
+            return self._trained(widths, self.steps(1))
+        if isinstance(self._finetune, int):
+            return self._trained(widths, self._finetune)
         network = remove(self._graph, self.groups, self.kept(widths))
         if self._finetune == "recalibrate":
             recalibrate(network, self._data.train, self._seed)
-        elif self._finetune != "none":
-            steps = self._finetune
-            if steps == "epoch":
-                steps = steps_per_epoch(self._data.train)
-            train(
-                network, self._data.train, steps=steps, lr=_EPISODE_LR, seed=self._seed,
-                precision=self.mode.precision,
-            )  # fmt: skip
         return network
+
+    def _trained(self, widths: Sequence[int], steps: int) -> fx.GraphModule:
+        network = remove(self._graph, self.groups, self.kept(widths))
+        train(
+            network, self._data.train, steps=steps, lr=_EPISODE_LR, seed=self._seed,
+            precision=self.mode.precision,
+        )  # fmt: skip
+        return network
+
+    def steps(self, epochs: float) -> int:
+        """Return how many steps of training ``epochs`` have, at least one."""
+        return max(1, round(epochs * steps_per_epoch(self._data.train)))
 
     def __call__(self, widths: Sequence[int]) -> Outcome:
         """Score the candidate with ``widths`` [G]."""
@@ -214,6 +222,12 @@ class Objective:
     def accuracy(self, widths: Sequence[int]) -> float:
         """Return what ``widths`` [G] score, over the budget or not; it is no outcome."""
         return self._score(widths).accuracy
+
+    def score_after(self, widths: Sequence[int], steps: int) -> tuple[float, float]:
+        """Return what ``widths`` [G] score after so many steps, and seconds that took."""
+        start = time.perf_counter()
+        accuracy = self._evaluator(self._trained(widths, steps)).accuracy
+        return accuracy, round(time.perf_counter() - start, 3)
 
     def _score(self, widths: Sequence[int]) -> Score:
         if self.mode.masked:

@@ -19,6 +19,7 @@ from gnnrl_ray.scoring.capture import Captured
 _EVALUATION_BATCH = {"cpu": 64, "cuda": 1000}
 _RECALIBRATION_IMAGES = 250
 _RECALIBRATION_BATCH = 125
+_TEMPERATURE = 4.0
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -98,6 +99,8 @@ def train(
     weight_decay: float = 5e-4,
     seed: int = 0,
     precision: str = "float32",
+    teacher: nn.Module | None = None,
+    distill: float = 0.0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
     """Train ``network`` in place: SGD with Nesterov momentum, one cycle of cosine decay.
@@ -115,6 +118,9 @@ def train(
         seed: of order and augmentation.
         precision: ``float32``; or ``bfloat16`` where that costs no accuracy (automatic
             mixed precision: weights and their updates stay float32).
+        teacher: a network on the same device whose outputs are to be met, too; left in
+            evaluation mode.
+        distill: share of the loss that is the distance to them, in [0, 1].
         on_step: called with the number of steps done and the last loss: after every step
             on a CPU, after every epoch on a GPU, which a look at the loss would hold up.
 
@@ -126,8 +132,9 @@ def train(
     device = split.labels.device
     network.train()
     step = TrainingStep(
-        network, weight_decay=weight_decay, precision=precision, device=device
-    )
+        network, weight_decay=weight_decay, precision=precision, device=device,
+        teacher=teacher, distill=distill,
+    )  # fmt: skip
     rates = _rates(lr, steps)
     if device.type == "cuda":  # read there by every step, without waiting
         rates = torch.tensor(rates, device=device)
@@ -157,15 +164,20 @@ class TrainingStep:
         weight_decay: L2 penalty on every parameter.
         precision: ``float32`` or ``bfloat16``, see :func:`train`.
         device: of the network and of all batches.
+        teacher: see :func:`train`.
+        distill: see :func:`train`.
         static: keep batch, loss and learning rate in the same memory, as a CUDA graph
             needs it; default: on a GPU only.
     """
 
     def __init__(
         self, network: nn.Module, *, weight_decay: float = 5e-4,
-        precision: str = "float32", device: torch.device, static: bool | None = None,
+        precision: str = "float32", device: torch.device,
+        teacher: nn.Module | None = None, distill: float = 0.0, static: bool | None = None,
     ) -> None:  # fmt: skip
         self._network = network
+        self._teacher = teacher.eval() if teacher is not None and distill else None
+        self._distill = distill
         self._static = device.type == "cuda" if static is None else static
         rate = torch.zeros((), device=device) if self._static else 0.0
         self._optimizer = torch.optim.SGD(
@@ -213,6 +225,11 @@ class TrainingStep:
         with self._mixed:
             logits = self._network(images)
         loss = F.cross_entropy(logits.float(), labels)
+        if self._teacher is not None:
+            with self._mixed, torch.no_grad():
+                wanted = self._teacher(images)
+            distance = distillation_loss(logits.float(), wanted.float())
+            loss = (1 - self._distill) * loss + self._distill * distance
         self._optimizer.zero_grad(set_to_none=not self._static)
         loss.backward()
         self._optimizer.step()
@@ -220,6 +237,17 @@ class TrainingStep:
             self._loss.copy_(loss.detach())
         else:
             self._loss = loss.detach()
+
+
+def distillation_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Return how far ``logits`` are from those ``wanted``, both [B, K].
+
+    The Kullback-Leibler divergence at temperature T, times T squared, so that its gradient
+    is as large as that of the labels: https://arxiv.org/abs/1503.02531, section 2.
+    """
+    soft, target = (F.log_softmax(x / _TEMPERATURE, 1) for x in (logits, wanted))
+    divergence = F.kl_div(soft, target, reduction="batchmean", log_target=True)
+    return divergence * _TEMPERATURE**2
 
 
 def _rates(lr: float, steps: int) -> list[float]:

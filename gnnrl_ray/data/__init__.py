@@ -1,0 +1,143 @@
+"""Data sets by name, divided for a search.
+
+``split`` has images with labels and makes batches of them; each data set has a file.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from gnnrl_ray.data.cifar import load_cifar
+from gnnrl_ray.data.digits import load_digits
+from gnnrl_ray.data.folder import FOLDER, load_folder
+from gnnrl_ray.data.split import DataError, Split
+from gnnrl_ray.home import home
+
+VALIDATIONS = ("test-5k", "train-5k")
+_VALIDATION_SIZE = 5000
+# The split is part of the protocol, so it does not follow the seed of a search.
+_SPLIT_SEED = 0
+
+# From the folder of the data: training and test split, and the number of classes.
+DATASETS: dict[str, Callable[[Path], tuple[Split, Split, int]]] = {
+    "digits": lambda _: load_digits(),
+    "cifar10": partial(load_cifar, "cifar10", 10),
+    "cifar100": partial(load_cifar, "cifar100", 100),
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set divided for a search.
+
+    Attributes:
+        name: of the data set.
+        classes: number of classes.
+        protocol: one of ``VALIDATIONS``: where the validation images come from.
+        train: what fine-tuning may see.
+        validation: what the search scores candidates on.
+        holdout: what neither of the two has seen; report this.
+        test: the whole test set (with ``test-5k``, validation and holdout together).
+    """
+
+    name: str
+    classes: int
+    protocol: str
+    train: Split
+    validation: Split
+    holdout: Split
+    test: Split
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self.train.input_shape
+
+    def check(self) -> None:
+        """Raise a :class:`DataError` if a split is empty, or has labels of no class."""
+        for name in ("train", "validation", "holdout", "test"):
+            split: Split = getattr(self, name)
+            if len(split) < 2:
+                raise DataError(f"{self.name}: {len(split)} images are too few to {name}.")
+            least, most = int(split.labels.min()), int(split.labels.max())
+            if least < 0 or most >= self.classes:
+                raise DataError(
+                    f"{self.name}: labels of the {name} images are in {least}..{most}, "
+                    f"but there are {self.classes} classes, 0..{self.classes - 1}."
+                )
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the images and labels of training and validation."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation):
+            split.add_to(digest)
+        return digest.hexdigest()
+
+    def to(self, device: torch.device | str) -> "Data":
+        """Return the same data set on ``device``."""
+        moved = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Split)
+        }
+        return replace(self, **moved)
+
+
+def load_data(
+    name: str = "digits",
+    data_dir: Path | str | None = None,
+    validation: str = "test-5k",
+    image_size: int | None = None,
+) -> Data:
+    """Load the data set ``name`` and divide it.
+
+    Args:
+        name: one of ``DATASETS``, or ``folder:PATH`` with images of your own
+            (:func:`~gnnrl_ray.data.folder.load_folder`).
+        data_dir: where downloaded sets are kept, and a PATH is looked for that is not
+            here; default ``home() / "data"``.
+        validation: ``test-5k`` takes 5,000 test images (half of a smaller test set) for
+            validation and holds out the others, as the paper does; ``train-5k`` takes
+            5,000 training images (a tenth of a smaller set) and holds out the test set.
+        image_size: side of the images of a folder; see there.
+
+    Raises:
+        DataError: unknown name or validation; no file and no way to get one.
+    """
+    if name not in DATASETS and not name.startswith(FOLDER):
+        known = ", ".join(DATASETS)
+        raise DataError(f"unknown dataset {name!r}; known: {known}, {FOLDER}PATH.")
+    if image_size is not None and name in DATASETS:
+        raise DataError(f"--image-size is of images of your own; {name} has its size.")
+    if validation not in VALIDATIONS:
+        raise DataError(
+            f"unknown validation {validation!r}; known: {', '.join(VALIDATIONS)}."
+        )
+    folder = Path(data_dir) if data_dir else home() / "data"
+    if name in DATASETS:
+        train, test, classes = DATASETS[name](folder)
+    else:
+        path = Path(name.removeprefix(FOLDER))
+        path = path if path.is_dir() else folder / path
+        train, test, classes = load_folder(path, image_size)
+        name = path.name
+    generator = torch.Generator().manual_seed(_SPLIT_SEED)
+    if validation == "test-5k":
+        order = torch.randperm(len(test), generator=generator)
+        size = min(_VALIDATION_SIZE, len(test) // 2)
+        held, seen = (
+            test.take(order[size:].sort()[0]),
+            test.take(order[:size].sort()[0]),
+        )
+    else:
+        order = torch.randperm(len(train), generator=generator)
+        size = min(_VALIDATION_SIZE, len(train) // 10)
+        held, seen = test, train.take(order[:size].sort()[0])
+        train = train.take(order[size:].sort()[0])
+    data = Data(name, classes, validation, train, seen, held, test)
+    data.check()
+    return data

@@ -1,0 +1,189 @@
+"""Folders of images, decoded once into a file that is mapped.
+
+The tree is that of torchvision's ``ImageFolder``: a folder for each class, under
+``train/`` and ``val/`` (or ``test/``) as for ImageNet; or without these, and then a fifth
+of each class is for testing.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import functional as transforms
+
+from gnnrl_ray.data.split import DataError, ImageFile, Split
+from gnnrl_ray.home import home
+
+FOLDER = "folder:"
+_SIZE = 224  # of a view, where images differ in size
+_MARGIN = 16 / 224  # that is kept on each side of a view, as a share of it
+_AT_ONCE = 256  # images that are decoded before they are written
+_TEST_EVERY = 5  # where nothing says what is for testing
+# torchvision's, of ImageNet.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Samples = Sequence[tuple[str, int]]  # path and class of each image
+
+
+def load_folder(path: Path, image_size: int | None = None) -> tuple[Split, Split, int]:
+    """Return training and test split of the images under ``path``, and the classes.
+
+    Images of one size stay as they are, and are cropped as CIFAR's. Others are what
+    torchvision's transforms for ImageNet make of them: the shorter side becomes 256 / 224
+    of ``image_size``, and the middle of that is kept; of it, a network sees the middle
+    ``image_size``, or a random part in training.
+
+    Args:
+        path: the folder.
+        image_size: side of what a network sees; default: that of the images if they are
+            all of one size, else 224.
+
+    Raises:
+        DataError: it is not such a tree; a file in it is no image; the disk is full.
+    """
+    train, test, classes = _listed(path)
+    files = [name for name, _ in (*train, *test)]
+    sizes = {_size(name) for name in files} if image_size is None else set()
+    if len(sizes) == 1:
+        ((width, height),), view, side = sizes, None, None
+        shape = (height, width)
+    else:
+        view = image_size or _SIZE
+        side = view + 2 * round(view * _MARGIN)
+        shape = (side, side)
+    kept = _kept(path, files, shape, side)
+    images = kept.map()
+    rows = torch.arange(len(files)).split([len(train), len(test)])
+
+    def split(samples: Samples, rows: torch.Tensor) -> Split:
+        labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
+        return Split(
+            images, labels, torch.tensor(_MEAN), torch.tensor(_STD), flip=True,
+            padding=min(shape) // 8, view=view, file=kept, rows=rows,
+        )  # fmt: skip
+
+    return split(train, rows[0]), split(test, rows[1]), classes
+
+
+def _listed(path: Path) -> tuple[Samples, Samples, int]:
+    """Return the images for training and for testing, and the number of classes."""
+    if not path.is_dir():
+        raise DataError(f"--dataset {FOLDER}{path}: there is no such folder.")
+    parts = [path / name for name in ("train", "val", "test") if (path / name).is_dir()]
+    if path / "train" in parts and len(parts) > 1:
+        train, test = (_images(part) for part in parts[:2])
+        if train.classes != test.classes:
+            apart = sorted(set(train.classes) ^ set(test.classes))
+            raise DataError(
+                f"{parts[0]} and {parts[1]} have to hold the same classes, and "
+                f"{apart[0]!r} is in one of them only."
+            )
+        found = train.samples, test.samples
+        classes = train.classes
+    else:
+        every = _images(path)
+        groups = [
+            [s for s in every.samples if s[1] == c] for c in range(len(every.classes))
+        ]
+        found = (
+            [s for g in groups for n, s in enumerate(g, 1) if n % _TEST_EVERY],
+            [s for g in groups for n, s in enumerate(g, 1) if n % _TEST_EVERY == 0],
+        )
+        classes = every.classes
+    if len(classes) < 2:
+        raise DataError(f"{path} holds one class, {classes[0]!r}; there have to be two.")
+    return *found, len(classes)
+
+
+def _images(path: Path) -> ImageFolder:
+    try:
+        return ImageFolder(str(path))
+    except (FileNotFoundError, OSError) as error:
+        raise DataError(
+            f"{path} is no folder of images, with one for each class: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def _size(name: str) -> tuple[int, int]:
+    """Return width and height of an image, of which only the head is read."""
+    with _opened(name) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[Image.Image]:
+    """Open an image; whatever is wrong with it is an error that names the file."""
+    try:
+        with Image.open(name) as image:
+            yield image
+    except Exception as error:
+        raise DataError(
+            f"{name} cannot be read as an image ({type(error).__name__}: {error}); mend or "
+            "delete it."
+        ) from error
+
+
+def _decoded(name: str, side: int | None) -> np.ndarray:
+    """Return uint8 [H, W, 3]; with a ``side``, the middle of the image at that size."""
+    with _opened(name) as image:
+        image = image.convert("RGB")
+        if side is not None:
+            image = transforms.center_crop(transforms.resize(image, [side]), [side])
+        return np.asarray(image)
+
+
+def _kept(
+    path: Path, files: Sequence[str], shape: tuple[int, int], side: int | None
+) -> ImageFile:
+    """Return the file with all images, making it if it is not there."""
+    digest = hashlib.sha256(json.dumps([*shape, side]).encode())
+    for name in files:
+        about = os.stat(name)
+        told = [os.path.relpath(name, path), about.st_size, about.st_mtime_ns]
+        digest.update(json.dumps(told).encode())
+    where = home() / "images" / f"{path.resolve().name}-{digest.hexdigest()[:16]}.uint8"
+    kept = ImageFile(str(where), (len(files), *shape, 3), digest.hexdigest())
+    if not where.is_file():
+        try:
+            _decode_all(files, kept, side)
+        except OSError as error:
+            size = np.prod(kept.shape, dtype=float) / 1e9
+            raise DataError(
+                f"the decoded images take {size:.1f} GB at {where.parent}: {error}. Set "
+                "$GNNRL_HOME to a disk that has room."
+            ) from error
+    return kept
+
+
+def _decode_all(files: Sequence[str], kept: ImageFile, side: int | None) -> None:
+    """Write the images; the file is there only when it is whole."""
+    where = Path(kept.path)
+    where.parent.mkdir(parents=True, exist_ok=True)
+    handle, unfinished = tempfile.mkstemp(dir=where.parent, prefix=f"{where.name}.")
+    console = Console(stderr=True)
+    try:
+        with os.fdopen(handle, "wb") as file, ThreadPoolExecutor() as pool:
+            parts = [files[n : n + _AT_ONCE] for n in range(0, len(files), _AT_ONCE)]
+            for part in track(
+                parts, f"decoding {len(files):,} images", console=console, transient=True,
+                disable=not console.is_terminal,
+            ):  # fmt: skip
+                for image in pool.map(partial(_decoded, side=side), part):
+                    file.write(image.tobytes())
+        os.replace(unfinished, where)
+    except BaseException:
+        Path(unfinished).unlink(missing_ok=True)
+        raise

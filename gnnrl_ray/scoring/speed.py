@@ -1,0 +1,90 @@
+"""How long networks take, and what memory, on the device that they are for.
+
+Axis letters: B batch, C channels, H height, W width.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+_WARM_UP = 3  # passes that are not counted: memory is taken, kernels are chosen
+_SECONDS = 10.0  # after which no further round begins
+
+# Of one network with one batch: milliseconds, images a second, bytes.
+Speed = dict[str, float]
+
+
+def measure_speed(
+    networks: Mapping[str, nn.Module],
+    input_shape: Sequence[int],
+    *,
+    batch: int,
+    device: torch.device | str = "cpu",
+    rounds: int = 50,
+) -> dict[str, Speed]:
+    """Time ``networks`` in turn, so that whatever else the machine does meets all alike.
+
+    Args:
+        networks: by name; moved to ``device``, in evaluation mode.
+        input_shape: (C, H, W) of one image.
+        batch: B.
+        device: where.
+        rounds: passes of each network, fewer where they take long (at least 5).
+
+    Returns:
+        By name: ``median_ms`` and ``p95_ms`` of a pass, ``per_second`` images, ``rounds``
+        that were timed; ``memory``, the most bytes at any time of a pass, weights included.
+    """
+    device = torch.device(device)
+    images = torch.rand(batch, *input_shape, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    for network in networks.values():
+        network.eval().to(device, memory_format=torch.channels_last)
+    milliseconds: dict[str, list[float]] = {name: [] for name in networks}
+    start = time.perf_counter()
+    for number in range(-_WARM_UP, rounds):
+        if number >= 5 and time.perf_counter() - start > _SECONDS * len(networks):
+            break
+        for name, network in networks.items():
+            passed = _milliseconds(network, images)
+            if number >= 0:
+                milliseconds[name].append(passed)
+    return {
+        name: {
+            "median_ms": float(np.median(times)),
+            "p95_ms": float(np.quantile(times, 0.95)),
+            "per_second": batch / float(np.median(times)) * 1e3,
+            "rounds": len(times),
+            "memory": _memory(networks[name], images),
+        }
+        for name, times in milliseconds.items()
+    }
+
+
+def _milliseconds(network: nn.Module, images: Tensor) -> float:
+    start = time.perf_counter()
+    with torch.inference_mode():
+        network(images)
+    if images.device.type == "cuda":
+        torch.cuda.synchronize(images.device)
+    return (time.perf_counter() - start) * 1e3
+
+
+def _memory(network: nn.Module, images: Tensor) -> int:
+    """Return the most bytes in use at any time of a pass: weights, input and the rest."""
+    tensors = [*network.parameters(), *network.buffers(), images]
+    own = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if images.device.type == "cuda":
+        before = torch.cuda.memory_allocated(images.device)
+        torch.cuda.reset_peak_memory_stats(images.device)
+        _milliseconds(network, images)
+        return own + torch.cuda.max_memory_allocated(images.device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        _milliseconds(network, images)
+    events = profiler.profiler.kineto_results.events()
+    taken = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    return own + max(0, *np.cumsum([size for _, size in sorted(taken)]).tolist(), 0)
