@@ -3,12 +3,20 @@
     pip install torch-pruning==1.6.1
     python -m benchmarks.peers [NAME ...] [--timm SEED] [--json FILE]
 
+    pip install 'nvidia-modelopt[hf]==0.47.0' huggingface_hub torchprofile==0.0.4
+    python -m benchmarks.peers --fastnas 500 [--json FILE]
+
 Each tool drops half the channels of everything that it can prune, by L2 norm. A removed
 network is right if its outputs equal those of the dense one in which every convolution and
 linear layer reads zeros from the dropped channels (float64, 1e-8 relative). For
 torch-pruning, the indices that it hands to its own pruning functions say which these are.
 With ``--timm``, the networks are sixty convolutional ones of timm, drawn by seed. Seconds
 are of one thread, from the dense network to the removed one.
+
+With ``--fastnas``, NVIDIA ModelOpt's search on ResNet-20, CIFAR-10 and half the
+multiply-accumulates, in place of our methods: every width of every layer that it can prune
+is scored once, alone, on so many validation images; one threshold on what is lost decides.
+Its winner gets the statistics, and is scored on the splits, that ours are.
 """
 
 import argparse
@@ -27,7 +35,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from gnnrl_ray import mask, prune, trace
+from gnnrl_ray import Source, accuracy, mask, prune, trace
+from gnnrl_ray.scoring.training import recalibrate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -41,8 +50,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=EVERY)
     parser.add_argument("--timm", type=int, metavar="SEED", help="sixty networks of timm")
+    parser.add_argument("--fastnas", type=int, metavar="IMAGES", help="ModelOpt's search")
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
+    if arguments.fastnas:
+        found = fastnas(arguments.fastnas)
+        print(json.dumps(found, indent=1))
+        if arguments.json:
+            Path(arguments.json).write_text(json.dumps(found, indent=1) + "\n")
+        return
     names, built = arguments.names, build
     if arguments.timm is not None:
         from helpers.timm_networks import build_of_timm as built
@@ -117,6 +133,47 @@ def _torch_pruning() -> Callable:
         return removed, lambda: outputs(_zeroed(network, removed), x)
 
     return run
+
+
+def fastnas(count: int, threads: int = 1) -> dict:
+    """Let ModelOpt search ResNet-20 by ``count`` validation images."""
+    import modelopt.torch.prune as mtp
+
+    torch.set_num_threads(threads)
+    network, data = Source(network="resnet20", dataset="cifar10").load()
+    dense = count_macs(network, data.input_shape)
+    order = torch.randperm(len(data.validation), generator=torch.Generator().manual_seed(0))
+    few, evaluations = data.validation.take(order[:count]), 0
+
+    def score(model: nn.Module) -> float:
+        nonlocal evaluations
+        evaluations += 1
+        return accuracy(model, few)
+
+    every = tuple((width + 1) / 64 for width in range(64))  # its default leaves out most
+    channels = {"channels_ratio": every, "kernel_size": (), "channel_divisor": 1}
+    features = {"features_ratio": every, "feature_divisor": 1}
+    rules = {"nn.Conv2d": {"*": channels}, "nn.BatchNorm2d": {"*": features}}
+    batches = [images for images, _ in data.train.take(torch.arange(250)).batches(125)]
+    start = time.perf_counter()
+    pruned, _ = mtp.prune(
+        network, mode=[("fastnas", rules)], constraints={"flops": "50%"},
+        dummy_input=batches[0][:1],
+        config={"score_func": score, "forward_loop": lambda m: list(map(m, batches))},
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    recalibrate(pruned, data.train)
+    return {
+        "network": "resnet20", "images": count, "evaluations": evaluations,
+        "seconds": round(seconds, 1), "threads": threads,
+        "machine": platform.processor() or platform.machine(),
+        "version": version("nvidia-modelopt"),
+        "macs_share": count_macs(pruned, data.input_shape) / dense,
+        "validation": accuracy(pruned, data.validation),
+        "holdout": accuracy(pruned, data.holdout),
+        "widths": {name: module.out_channels for name, module in pruned.named_modules()
+                   if isinstance(module, nn.Conv2d)},
+    }  # fmt: skip
 
 
 def _recorded(function: Callable) -> Callable:

@@ -1,43 +1,58 @@
 """The command ``gnnrl-ray``."""
 
 import errno
+import importlib
 import os
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 
 import typer
 
-from gnnrl_ray.commands.compare import compare_command
-from gnnrl_ray.commands.evaluate import evaluate_command
-from gnnrl_ray.commands.finetune import finetune_command
-from gnnrl_ray.commands.inspect import inspect_command
-from gnnrl_ray.commands.measure import measure_command
-from gnnrl_ray.commands.report import report_command
-from gnnrl_ray.commands.search import search_command
-from gnnrl_ray.commands.sweep import sweep_command
 from gnnrl_ray.commands.terminal import errors
-from gnnrl_ray.commands.train import train_command
 from gnnrl_ray.errors import GnnrlError, Notice
 from gnnrl_ray.interrupts import stop_on_signals
 
-app = typer.Typer(
-    help="Find how many channels each layer of a CNN keeps, and remove the others.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-for name, command in {
-    "search": search_command,
-    "sweep": sweep_command,
-    "compare": compare_command,
-    "report": report_command,
-    "finetune": finetune_command,
-    "evaluate": evaluate_command,
-    "measure": measure_command,
-    "train": train_command,
-    "inspect": inspect_command,
-}.items():
-    app.command(name)(command)
+# What each says of itself; the rest is in its file, which takes seconds to import.
+COMMANDS = {
+    "search": "Search for the best widths within a budget.",
+    "sweep": "Try settings, schedules and seeds beside each other with Ray Tune.",
+    "compare": "Hold methods against each other: same networks, budgets, seeds.",
+    "report": "Draw finished searches beside each other on one page.",
+    "finetune": "Fine-tune the winner of a search.",
+    "evaluate": "Measure accuracy, MACs and parameters: pruned beside dense.",
+    "measure": "Measure latency and memory: pruned beside dense.",
+    "train": "Train a network on a data set, so that it can be pruned.",
+    "inspect": "Show what would be pruned in a network: groups, motifs, costs.",
+}
+
+
+def load_command(name: str) -> Callable[..., None]:
+    """Return the function of a command."""
+    module = importlib.import_module(f"gnnrl_ray.commands.{name}")
+    return getattr(module, f"{name}_command")
+
+
+def build_app(words: Sequence[str] = ()) -> typer.Typer:
+    """Return the application.
+
+    Args:
+        words: of the command line: only the command that they begin with is imported; the
+            names of all are known where they begin with none.
+    """
+    app = typer.Typer(
+        help="Find how many channels each layer of a CNN keeps, and remove the others.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(lambda: None)  # or a command that stands alone would need no name
+    if words and words[0] in COMMANDS:
+        app.command(words[0])(load_command(words[0]))
+        return app
+    for name, text in COMMANDS.items():
+        app.command(name, help=text)(lambda: None)
+    return app
 
 
 def main() -> None:
@@ -49,7 +64,7 @@ def main() -> None:
     warnings.showwarning = lambda message, *_: errors.print(f"Note: {message}")
     stop_on_signals()
     try:
-        app()
+        build_app(sys.argv[1:])()
     except GnnrlError as error:
         errors.print(f"Error: {error}")
         sys.exit(error.exit_code)

@@ -345,7 +345,7 @@ def test_bugs_keep_their_traceback(monkeypatch):
     def broken():
         raise ValueError("of a library")
 
-    monkeypatch.setattr(cli, "app", broken)
+    monkeypatch.setattr(cli, "build_app", lambda words: broken)
     with pytest.raises(ValueError, match="of a library"):
         cli.main()
 
@@ -355,7 +355,7 @@ def test_notices_are_shown_and_noise_is_not(command, monkeypatch):
         warnings.warn("of a library", UserWarning, stacklevel=1)
         warnings.warn("slower than it could be", Notice, stacklevel=1)
 
-    monkeypatch.setattr(cli, "app", noisy)
+    monkeypatch.setattr(cli, "build_app", lambda words: noisy)
     with warnings.catch_warnings():
         _, _, err = command()
     assert err == "Note: slower than it could be"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import ray
 from helpers import sleeping
-from helpers.processes import env_runners, ray_processes
+from helpers.processes import env_runners, ours, ray_processes
 from helpers.sleeping import AGENT, Sleepy, searching
 
 from gnnrl_ray.run.journal import Journal
@@ -158,46 +157,98 @@ def test_a_killed_driver_goes_on_and_leaves_nothing_behind(tmp_path):
     wait_until(lambda: not ray_processes() - before, 150)
 
 
+class Chaos:
+    """A cluster on this machine, a driver of its own, and what has been done to them."""
+
+    OPTIONS = ("--env-runners", 4, "--episode-timeout", 15, "--least", 1, "--most", 4)
+
+    def __init__(self, folder, episodes):
+        self.folder, self.episodes = folder, episodes
+        self.done_to = Counter()
+        self.start_cluster()
+        self.start_driver()
+
+    def start_cluster(self):
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
+        self.spare = self.cluster.add_node(num_cpus=1)
+
+    def start_driver(self):
+        address = ("--address", self.cluster.address)
+        self.driver = drive(self.folder, self.episodes, *self.OPTIONS, *address)
+        self.began = lines(self.folder)
+
+    def kill_driver(self):
+        self.driver.kill()
+        self.driver.wait()
+        self.start_driver()
+
+    def kill_one_actor(self, rng):
+        rng.choice(env_runners()).kill()
+
+    def kill_all_actors(self):
+        for process in env_runners():
+            process.kill()
+
+    def stop_one_actor(self):
+        """As a machine does that swaps: it neither answers nor ends."""
+        env_runners()[0].suspend()
+
+    def hang_one_actor(self):
+        (self.folder / "hang").touch()
+
+    def replace_a_raylet(self):
+        self.cluster.remove_node(self.spare, allow_graceful=False)
+        self.spare = self.cluster.add_node(num_cpus=1)
+
+    def kill_gcs(self):
+        """The head of the cluster goes; the driver says so, and goes on with another."""
+        (gcs,) = ours("gcs_server")
+        gcs.kill()
+        assert self.driver.wait(180) not in (None, 0)
+        self.cluster.shutdown()
+        wait_until(lambda: not env_runners(), 60)
+        self.start_cluster()
+        self.start_driver()
+
+
 @pytest.mark.slow
 def test_chaos(tmp_path):
-    """20 actors killed, one hung, a raylet removed and added, 5 drivers killed."""
-    from ray.cluster_utils import Cluster
-
+    """25 actors and 5 drivers killed, all actors at once, one hung, one stopped; a raylet
+    killed and replaced; the GCS killed, and with it the cluster.
+    """
     ray.shutdown()
-    before, episodes, rng = ray_processes(), 240, np.random.default_rng(0)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
-    lost = cluster.add_node(num_cpus=1)
-    options = ("--env-runners", 4, "--address", cluster.address, "--episode-timeout", 15,
-               "--least", 1, "--most", 4)  # fmt: skip
-    kills = drivers = started = 0
-    driver = drive(tmp_path, episodes, *options)
-    deaths = sorted(rng.choice(np.arange(15, 220), 5, replace=False))
-    while driver.poll() is None:
-        done = lines(tmp_path)
-        alive = env_runners()
-        if drivers < len(deaths) and done >= deaths[drivers]:
-            driver.send_signal(signal.SIGKILL)
-            driver.wait()
-            drivers += 1
-            driver, started = drive(tmp_path, episodes, *options), done
-        elif len(alive) >= 2 and started + 3 <= done < 220 and kills < 25:
-            rng.choice(alive).kill()
-            kills += 1
-        if lost is not None and done > 60:
-            (tmp_path / "hang").touch()
-            cluster.remove_node(lost, allow_graceful=False)
-            lost = None
-            cluster.add_node(num_cpus=1)
+    before, episodes, rng = ray_processes(), 240, np.random.default_rng()
+    chaos = Chaos(tmp_path, episodes)
+    places = sorted(rng.choice(np.arange(15, 215), 10, replace=False).tolist())
+    calamities = [
+        *[chaos.kill_driver] * 5, chaos.kill_all_actors, chaos.stop_one_actor,
+        chaos.hang_one_actor, chaos.replace_a_raylet, chaos.kill_gcs,
+    ]  # fmt: skip
+    rng.shuffle(calamities)
+    print(dict(zip(places, (c.__name__ for c in calamities), strict=True)))
+    while chaos.driver.poll() is None:
+        done, ready = lines(tmp_path), len(env_runners()) >= 2
+        ready &= done >= chaos.began + 3
+        if calamities and done >= places[0] and ready:
+            calamity = calamities.pop(0)
+            places.pop(0)
+            calamity()
+            chaos.done_to[calamity.__name__] += 1
+        elif ready and done < 220 and chaos.done_to["kill_one_actor"] < 25:
+            chaos.kill_one_actor(rng)
+            chaos.done_to["kill_one_actor"] += 1
         time.sleep(rng.uniform(2, 5))
-    assert driver.returncode == 0, said(tmp_path)
-    outcomes = check(tmp_path, episodes)
-    counts = scored(tmp_path)
+    assert chaos.driver.returncode == 0, said(tmp_path)
+    outcomes, counts = check(tmp_path, episodes), scored(tmp_path)
     again = sum(counts.values()) - len({o.widths for o in outcomes.values()})
-    print(f"{kills} actors and {drivers} drivers killed, {again} candidates scored again")
-    assert kills >= 20
-    assert drivers == 5
+    print(f"{dict(chaos.done_to)}: {again} candidates scored again")
+    assert not calamities
+    assert chaos.done_to["kill_one_actor"] >= 15
     assert not (tmp_path / "hang").exists()
     # Never what the journal had: only what died between its last line and the journal's.
-    assert again <= kills + 4 * drivers + 2
-    cluster.shutdown()
+    drivers = chaos.done_to["kill_driver"] + chaos.done_to["kill_gcs"]
+    assert again <= chaos.done_to["kill_one_actor"] + 4 * drivers + 4 + 2
+    chaos.cluster.shutdown()
     wait_until(lambda: not ray_processes() - before, 150)

@@ -228,7 +228,7 @@ LEFT_OUT = {("--env-runners", "1"), ("--env-runners", "2")}
 
 def options_of(name):
     """Return all options of a command: (what is written, whether a value follows)."""
-    command = typer.main.get_command(cli.app).commands[name]
+    command = typer.main.get_command(cli.build_app([name])).commands[name]
     return [
         (opt, not getattr(parameter, "is_flag", False))
         for parameter in command.params

@@ -1,11 +1,14 @@
 """Imports point one way."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import gnnrl_ray
+from gnnrl_ray import cli
 
 PACKAGE = Path(gnnrl_ray.__file__).parent
 # Wings and rooms of the ground floor, from the bottom to the top.
@@ -62,3 +65,44 @@ def test_ray_is_not_needed_below_the_agent(path, room):
         or room in ("cli", "commands")
     ):
         assert "ray" not in {n.split(".")[0] for n in imports(path, top_level_only=True)}
+
+
+def test_what_the_package_exports_is_at_home_where_it_says():
+    """Once for people and once for type checkers: both say the same."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    homes = {
+        alias.name: node.module.removeprefix("gnnrl_ray.")
+        for node in checked.body
+        for alias in node.names
+    }
+    assert homes == gnnrl_ray._HOMES
+    assert sorted(homes) == gnnrl_ray.__all__
+    for name in homes:
+        assert getattr(gnnrl_ray, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = gnnrl_ray.nothing
+
+
+def test_help_and_typos_do_without_torch():
+    """In a process of its own, which says what it has imported."""
+    code = (
+        "import sys\nfrom gnnrl_ray import cli\nsys.argv = ['gnnrl-ray', *sys.argv[1:]]\n"
+        "try:\n    cli.main()\nexcept SystemExit as stop:\n    code = stop.code\n"
+        "print('torch' in sys.modules, code)"
+    )
+    expected = {"--help": "False 0", "serach": "False 2", "": "False"}
+    for words, said in expected.items():
+        call = [sys.executable, "-c", code, *words.split()]
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        assert done.stdout.splitlines()[-1].startswith(said), done.stderr
+    assert "inspect" in done.stdout + done.stderr
+
+
+def test_every_command_says_at_the_top_what_it_says_of_itself():
+    assert {path.stem for path in (PACKAGE / "commands").glob("[!_]*.py")} == {
+        *cli.COMMANDS, "terminal",
+    }  # fmt: skip
+    for name, text in cli.COMMANDS.items():
+        own = cli.load_command(name).__doc__
+        assert len(set(text.split()) & set(own.split())) >= 3, name

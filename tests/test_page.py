@@ -1,10 +1,12 @@
 import re
 import shutil
+import subprocess
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gnnrl_ray import Outcome, SearchSettings, Source, trace
 from gnnrl_ray.commands.report import report_command
@@ -84,6 +86,30 @@ def test_the_page_has_every_run_and_fetches_nothing(runs, tmp_path, capsys):
     for name in ("curves-0", "widths-0", "costs"):
         assert (tmp_path / f"report/{name}.png").stat().st_size > 5_000
         ElementTree.parse(tmp_path / f"report/{name}.svg")
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_a_browser_without_a_network_shows_the_page(runs, tmp_path):
+    report_command([str(runs)], tmp_path / "report")
+    browser = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        "--disable-background-networking", "--disable-sync", "--disable-quic",
+        "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,3000",
+    ]  # fmt: skip
+    page = (tmp_path / "report/report.html").resolve().as_uri()
+    shown = subprocess.run(
+        [*browser, f"--screenshot={tmp_path / 'page.png'}", "--dump-dom", page],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    for said in ("6 searches", "Tables 1 and 2", "best validation accuracy in %"):
+        assert said in shown.stdout
+    with Image.open(tmp_path / "page.png") as picture:
+        assert picture.size == (1200, 3000)
+        colours = picture.convert("RGB").getcolors(2**24)
+        ink = 1 - max(count for count, _ in colours) / (1200 * 3000)
+    assert 0.02 < ink < 0.5  # tables and pictures, and paper around them
+    assert len(colours) > 50
 
 
 def test_curves_are_the_best_so_far(runs):

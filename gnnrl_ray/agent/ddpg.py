@@ -145,7 +145,7 @@ class DDPGConfig(AlgorithmConfig):
         return super()._model_config_auto_includes | own
 
 
-def encoder_of(space: gym.Space, settings: Mapping[str, Any]) -> nn.Module:
+def encoder_of(space: gym.spaces.Box, settings: Mapping[str, Any]) -> nn.Module:
     """Return the encoder of observations: the m-GNN where ``space`` has a graph.
 
     Args:

@@ -67,7 +67,7 @@ class SACModule(DefaultSACTorchRLModule):
 
     @torch.no_grad()
     def _forward_inference(self, batch: dict, **_: Any) -> dict:
-        mean, _ = self._normal(batch)
+        mean = self._normal(batch)[0]
         return {Columns.ACTIONS: self._squashed(mean)}
 
     @torch.no_grad()
@@ -121,7 +121,7 @@ class SACLearner(StepsLearner, SACTorchLearner):
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict, fwd_out: dict
-    ) -> Tensor:
+    ) -> Any:
         """Return RLlib's loss of one-step transitions, all of the same weight."""
         ones = torch.ones_like(batch[Columns.REWARDS])
         return super().compute_loss_for_module(

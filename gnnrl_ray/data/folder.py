@@ -14,17 +14,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import functional as transforms
 
 from gnnrl_ray.data.split import DataError, ImageFile, Split
 from gnnrl_ray.home import home
+
+if TYPE_CHECKING:
+    from torchvision.datasets import ImageFolder
 
 FOLDER = "folder:"
 _SIZE = 224  # of a view, where images differ in size
@@ -107,7 +109,9 @@ def _listed(path: Path) -> tuple[Samples, Samples, int]:
     return *found, len(classes)
 
 
-def _images(path: Path) -> ImageFolder:
+def _images(path: Path) -> "ImageFolder":
+    from torchvision.datasets import ImageFolder
+
     try:
         return ImageFolder(str(path))
     except (FileNotFoundError, OSError) as error:
@@ -138,6 +142,8 @@ def _opened(name: str) -> Iterator[Image.Image]:
 
 def _decoded(name: str, side: int | None) -> np.ndarray:
     """Return uint8 [H, W, 3]; with a ``side``, the middle of the image at that size."""
+    from torchvision.transforms import functional as transforms
+
     with _opened(name) as image:
         image = image.convert("RGB")
         if side is not None:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from gnnrl_ray.errors import InputError
 
@@ -217,6 +216,8 @@ class Split:
         Their area is 8 to 100 % of an image's, their shape 3:4 to 4:3, as those of
         torchvision's ``RandomResizedCrop``; one that does not fit is narrowed.
         """
+        from torchvision.ops import roi_align
+
         batch, height, width, _ = images.shape
         drawn = {"generator": generator, "device": generator.device}
         area, shape, top, left, mirror = torch.rand(5, batch, **drawn).to(images.device)

@@ -13,7 +13,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torchvision.ops import stochastic_depth
 
 from gnnrl_ray.tracing.labels import Labels, Stream, Transit, WholeError
 from gnnrl_ray.tracing.operations import FIXED, RESHAPES, ZERO, select_channels
@@ -85,12 +84,17 @@ def _rule_of(flow: Labels, node: fx.Node) -> Callable[[Labels, fx.Node], None]:
     if node.meta.get("identity"):
         return _skip
     if node.op != "call_module":
-        return _RULES.get(node.target, _unknown)
+        return _RULES.get(node.target) or _RULES.get(_path(node.target), _unknown)
     kinds = type(flow.graph.get_submodule(str(node.target))).__mro__
     # Parametrised, a layer is of a class that is made for it alone.
     torchs = (kind for kind in kinds if kind.__module__.startswith("torch.nn.modules"))
     kind = kinds[0] if kinds[0] in _RULES else next(torchs, None)
     return _RULES.get(kind, _unknown)
+
+
+def _path(target: object) -> str:
+    """Name a function whose package is not imported before somebody uses it."""
+    return f"{getattr(target, '__module__', '')}:{getattr(target, '__name__', '')}"
 
 
 def _reads_kernel(flow: Labels, node: fx.Node) -> bool:
@@ -684,7 +688,8 @@ _TABLES: dict[Callable[[Labels, fx.Node], None], set] = {
     # Leave values as they are, so that nothing is recorded of them.
     _skip: _layers("Identity", "Dropout", "AlphaDropout", "FeatureAlphaDropout") | {
         F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout,
-        F.feature_alpha_dropout, stochastic_depth, "contiguous", "clone", "detach", "to",
+        F.feature_alpha_dropout, "torchvision.ops.stochastic_depth:stochastic_depth",
+        "contiguous", "clone", "detach", "to",
         "type", "type_as", "float", "half", "double", "bfloat16", torch.clone,
     },
 }  # fmt: skip

@@ -1,4 +1,7 @@
-"""Networks by name: an architecture, and trained weights where some are to be had."""
+"""Networks by name: an architecture, and trained weights where some are to be had.
+
+torchvision takes longer to import than torch, so that is left to what is made of it.
+"""
 
 import importlib
 import inspect
@@ -6,7 +9,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torchvision
 from torch import nn
 
 from gnnrl_ray.errors import InputError
@@ -65,8 +67,10 @@ def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> nn.
             "or package.module:callable."
         )
     if source == "torchvision":
+        from torchvision import models
+
         try:
-            build = torchvision.models.get_model_builder(attribute)
+            build = models.get_model_builder(attribute)
         except ValueError as error:
             raise InputError(
                 f"torchvision has no network {attribute!r}; it lists its own with "

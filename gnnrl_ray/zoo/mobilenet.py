@@ -5,7 +5,6 @@ Axis letters: B batch, H height, W width, K classes.
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import MobileNetV2
 
 # Output channels and stride of each depth-wise separable convolution.
 _BLOCKS = (
@@ -69,8 +68,10 @@ class MobileNet(nn.Module):
         return self.classifier(torch.flatten(x, 1))
 
 
-def build_mobilenet_v2(num_classes: int, small: bool) -> MobileNetV2:
+def build_mobilenet_v2(num_classes: int, small: bool) -> nn.Module:
     """Return MobileNet-v2; for ``small`` images two halvings fewer."""
+    from torchvision.models import MobileNetV2
+
     if not small:
         return MobileNetV2(num_classes)
     network = MobileNetV2(num_classes, inverted_residual_setting=list(map(list, _SMALL_V2)))

@@ -6,7 +6,6 @@ Axis letters: B batch, C channels, H height, W width, K classes.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import ShuffleNetV2, shufflenet_v2_x1_0
 
 _GROUPS = 3
 _STAGES = ((4, 240), (8, 480), (4, 960))  # units and channels
@@ -86,8 +85,10 @@ class ShuffleNet(nn.Module):
         return self.classifier(x.mean((2, 3)))
 
 
-def build_shufflenet_v2(num_classes: int, small: bool) -> ShuffleNetV2:
+def build_shufflenet_v2(num_classes: int, small: bool) -> nn.Module:
     """Return ShuffleNet-v2 1.0x; for ``small`` images the stem keeps their size."""
+    from torchvision.models import shufflenet_v2_x1_0
+
     network = shufflenet_v2_x1_0(num_classes=num_classes)
     if small:
         network.conv1[0].stride = (1, 1)

@@ -1,0 +1,93 @@
+import json
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from gnnrl_ray import search
+from gnnrl_ray.commands import measure
+from gnnrl_ray.display.paper import accuracy_sheet, speed_sheet
+from gnnrl_ray.run.directory import Run
+from gnnrl_ray.scoring.speed import measure_speed
+
+
+class Sleepy(nn.Module):
+    """Takes a while, and so much memory."""
+
+    def __init__(self, seconds, megabytes):
+        super().__init__()
+        self.seconds, self.megabytes = seconds, megabytes
+        self.weight = nn.Parameter(torch.zeros(250_000))  # 1 MB
+
+    def forward(self, x):
+        held = torch.ones(250_000 * self.megabytes)
+        time.sleep(self.seconds)
+        return x.mean() + held[0]
+
+
+def test_times_and_memory_are_what_was_taken():
+    networks = {"slow": Sleepy(0.02, 40), "fast": Sleepy(0.005, 4)}
+    found = measure_speed(networks, (3, 10, 10), batch=4, rounds=8)
+    for name, network in networks.items():
+        assert found[name]["rounds"] == 8
+        assert found[name]["median_ms"] >= network.seconds * 1e3
+        assert found[name]["p95_ms"] >= found[name]["median_ms"]
+        least = (1 + network.megabytes) * 1e6 + 4 * 4 * 300
+        assert least <= found[name]["memory"] <= 1.1 * least + 1e5
+        rate = 4e3 / found[name]["median_ms"]
+        assert found[name]["per_second"] == pytest.approx(rate)
+    assert found["slow"]["median_ms"] > 2 * found["fast"]["median_ms"]
+
+
+def test_what_takes_long_has_fewer_rounds(monkeypatch):
+    monkeypatch.setattr("gnnrl_ray.scoring.speed._SECONDS", 0.01)
+    found = measure_speed({"slow": Sleepy(0.01, 1)}, (3, 8, 8), batch=1, rounds=50)
+    assert found["slow"]["rounds"] == 5
+
+
+def test_the_command_keeps_what_it_measured_for_the_tables(
+    network, groups, digits, tmp_path, monkeypatch, capsys
+):
+    search(network, digits, method="uniform", finetune="none", precision="float32",
+           flops=0.3, out=tmp_path / "run")  # fmt: skip
+    run = Run.open(tmp_path / "run")
+    assert speed_sheet([run]) is None
+    from gnnrl_ray import Costs
+
+    monkeypatch.setattr(measure, "of_run", lambda *_: (network, digits, Costs(groups)))
+    measure.measure_command(str(tmp_path / "run"), batch=[1, 32], rounds=5, threads=1,
+                            device="cpu", as_json=True)  # fmt: skip
+    rows = json.loads(capsys.readouterr().out)
+    assert rows.keys() == {"dense", "pruned"}
+    for size in ("1", "32"):
+        dense, pruned = (rows[name]["speed"][size] for name in ("dense", "pruned"))
+        assert pruned["memory"] < dense["memory"]
+    assert Run.open(tmp_path / "run").measures() == rows
+    # What else is measured stands beside it.
+    run.measured({"dense": {"test": 0.9}, "pruned": {"test": 0.5}})
+    assert run.measures()["dense"]["speed"] == rows["dense"]["speed"]
+    sheet = speed_sheet([run])
+    (row,) = sheet.rows
+    assert row[0] == "a network"
+    assert f"| {row[5]} | {row[6]} |" in sheet.to_markdown()
+    measured = run.measures()["pruned"]["speed"]["32"]["median_ms"]
+    assert row[6] == f"{measured:.2f}"
+
+
+def test_the_papers_figures_stand_beside_ours(network, digits, tmp_path):
+    from gnnrl_ray import Source
+
+    source = Source(network="resnet20", dataset="cifar10")
+    runs = []
+    for seed in (0, 1):
+        search(network, digits, method="uniform", finetune="none", precision="float32",
+               out=tmp_path / str(seed), source=source, seed=seed)  # fmt: skip
+        runs.append(Run.open(tmp_path / str(seed)))
+        runs[-1].measured(
+            {"dense": {"test": 0.91}, "pruned": {"test": 0.4 + 0.1 * seed},
+             "finetuned": {"test": 0.88 + 0.02 * seed}}
+        )  # fmt: skip
+    (row,) = accuracy_sheet(runs, [None, None]).rows
+    assert row[:4] == ["resnet20", "cifar10", "uniform", "2"]
+    assert row[6:] == ["45.00", "89.00", "-2.00", "50", "84.00", "-7.73"]
