@@ -102,7 +102,7 @@ def sshd(account, tmp_path):
     process.wait()
 
 
-@pytest.mark.cluster
+@pytest.mark.ssh
 def test_ray_submit(account, sshd, tmp_path):
     """`ray up`, `ray submit`, `ray down` with the template for machines of one's own."""
     address, key = sshd

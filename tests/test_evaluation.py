@@ -23,7 +23,7 @@ from gnnrl_ray.zoo.resnet import ResNet
 def trained(digits):
     torch.manual_seed(0)
     network = ResNet(8)
-    train(network, digits.train, steps=100)
+    train(network, digits.train, steps=50)
     return network.eval()
 
 

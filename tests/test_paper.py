@@ -16,7 +16,7 @@ from gnnrl_ray.zoo import build_network
 from gnnrl_ray.zoo.weights import save_weights, weights_path
 
 FILES = sorted((Path(__file__).parent.parent / "tuned_examples/paper").glob("*.toml"))
-QUICK = ("resnet20_deep", "resnet20_amc", "resnet20_gnnrl")
+QUICK = ("resnet20_deep",)
 
 
 def about(comparison):

@@ -7,6 +7,7 @@ from ray.util.placement_group import placement_group
 from gnnrl_ray.actors.placement import PlacementError, check_placement
 
 
+@pytest.mark.cluster
 def test_what_does_not_fit_is_refused_with_the_arithmetic(cluster):
     cluster(num_cpus=3)
     cluster(num_cpus=2, num_gpus=1)

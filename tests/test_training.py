@@ -49,7 +49,7 @@ def trained(digits, steps, **settings):
 
 
 def test_training_is_repeatable(digits):
-    first, second = trained(digits, 25), trained(digits, 25)
+    first, second = trained(digits, 10), trained(digits, 10)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -75,7 +75,7 @@ def test_an_epoch_has_its_last_small_batch(digits):
 def test_training_learns_digits_in_either_format(digits):
     scores = {}
     for precision in ("float32", "bfloat16"):
-        network = trained(digits, 75, precision=precision)
+        network = trained(digits, 60, precision=precision)
         scores[precision] = accuracy(network, digits.test)
         assert {p.dtype for p in network.parameters()} == {torch.float32}
     assert scores["float32"] != scores["bfloat16"]
