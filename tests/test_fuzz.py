@@ -221,6 +221,9 @@ COMMANDS = {
     "train": ["--epochs", "0.01"],
     "inspect": [],
     "sweep": ["sweep.toml"],
+    "compare": ["sweep.toml"],
+    "measure": ["run", "--rounds", "5"],
+    "report": ["run"],
 }
 # It starts Ray, which takes longer than all else here.
 LEFT_OUT = {("--env-runners", "1"), ("--env-runners", "2")}

@@ -198,10 +198,15 @@ def test_global_is_one_threshold(network, groups, digits, importance):
     ).mean() > 0.8
 
 
-def test_fp_keeps_what_is_sensitive(network, groups, digits):
+def test_fp_keeps_what_is_sensitive(network, groups, digits, monkeypatch):
     """Beside brute force: accuracy with one group pruned, by removal from the module."""
     objective = Objective(network, groups, digits, budget=0.5, finetune="none")
-    method = method_of("fp")(Task(objective))
+    method, score, probes = method_of("fp")(Task(objective)), Objective._score, []
+    monkeypatch.setattr(
+        Objective, "_score", lambda self, widths: probes.append(1) or score(self, widths)
+    )
+    method.losses()
+    assert len(probes) == method.probes(groups)
     losses, evaluator = method.losses(), Evaluator(digits.validation, EvaluationMode())
     dense = evaluator(symbolic(network, groups.input_shape)).accuracy
     for g in range(len(groups.widths)):

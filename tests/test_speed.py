@@ -8,6 +8,7 @@ from torch import nn
 from gnnrl_ray import search
 from gnnrl_ray.commands import measure
 from gnnrl_ray.display.paper import accuracy_sheet, speed_sheet
+from gnnrl_ray.errors import InputError
 from gnnrl_ray.run.directory import Run
 from gnnrl_ray.scoring.speed import measure_speed
 
@@ -44,6 +45,11 @@ def test_what_takes_long_has_fewer_rounds(monkeypatch):
     monkeypatch.setattr("gnnrl_ray.scoring.speed._SECONDS", 0.01)
     found = measure_speed({"slow": Sleepy(0.01, 1)}, (3, 8, 8), batch=1, rounds=50)
     assert found["slow"]["rounds"] == 5
+
+
+def test_a_batch_that_does_not_fit_is_said():
+    with pytest.raises(InputError, match="--batch 10000000000000 does not fit in memory"):
+        measure_speed({"a": Sleepy(0, 1)}, (3, 100, 100), batch=10**13, rounds=5)
 
 
 def test_the_command_keeps_what_it_measured_for_the_tables(

@@ -22,6 +22,7 @@ from gnnrl_ray.run.directory import RunError
 from gnnrl_ray.run.journal import EpisodeRecord
 from gnnrl_ray.run.task import Task
 from gnnrl_ray.settings import SearchSettings
+from gnnrl_ray.tracing.groups import ChannelGroups
 
 _CHECKPOINT, _CHECKPOINT_EVERY = "checkpoint.zip", 10
 
@@ -53,6 +54,11 @@ class Agent:
     def candidates(settings: SearchSettings) -> int:
         """Return how many candidates it proposes."""
         return settings.episodes
+
+    @staticmethod
+    def probes(groups: ChannelGroups) -> int:
+        """Return how many evaluations it makes beside those of candidates: none."""
+        return 0
 
     @staticmethod
     def check(settings: SearchSettings) -> None:

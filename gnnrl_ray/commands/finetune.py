@@ -11,6 +11,7 @@ from gnnrl_ray.commands.terminal import (
     DeviceOption,
     JsonOption,
     RunArgument,
+    SeedOption,
     TrustOption,
     errors,
     stop,
@@ -31,7 +32,7 @@ from gnnrl_ray.settings import PRECISIONS
 def finetune_command(
     recipe: dict,
     run: RunArgument,
-    seed: Annotated[int, typer.Option(help="Of order and augmentation.")] = 0,
+    seed: SeedOption = 0,
     precision: Annotated[
         str | None,
         typer.Option(

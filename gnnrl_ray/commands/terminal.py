@@ -16,6 +16,9 @@ DeviceOption = Annotated[
 RunArgument = Annotated[str, typer.Argument(help="Run directory of a search, or its URI.")]
 TrustOption = Annotated[bool, typer.Option(help="Use code and URIs that run.json names.")]
 QuietOption = Annotated[bool, typer.Option(help="Say nothing while it goes on.")]
+SeedOption = Annotated[
+    int, typer.Option(min=0, max=2**53, help="Of order, augmentation and new weights.")
+]
 RateOption = Annotated[float, typer.Option(min=0, max=1e3, help="Peak learning rate.")]
 BatchOption = Annotated[int, typer.Option(min=2, help="Images in one step.")]
 

@@ -12,6 +12,7 @@ from gnnrl_ray.commands.terminal import (
     DeviceOption,
     JsonOption,
     RateOption,
+    SeedOption,
     errors,
     stop,
 )
@@ -35,7 +36,7 @@ def train_command(
     ] = 200,
     lr: RateOption = 0.05,
     batch_size: BatchOption = 128,
-    seed: Annotated[int, typer.Option(help="Of weights, order, augmentation.")] = 0,
+    seed: SeedOption = 0,
     device: DeviceOption = None,
     overwrite: Annotated[
         bool, typer.Option(help="Replace weights that are there.")

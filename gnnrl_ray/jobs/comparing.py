@@ -277,7 +277,7 @@ def _measured(
     found = measure(winner, data, costs, widths)
     best = np.maximum.accumulate([outcome.accuracy for _, outcome in run.journal])
     return {
-        "evaluations": len(run.journal),
+        "evaluations": len(run.journal) + method_of(settings.method).probes(costs.groups),
         "seconds": sum(outcome.seconds for _, outcome in run.journal),
         "macs_share": found["macs"] / dense["macs"],
         "params_share": found["params"] / dense["params"],

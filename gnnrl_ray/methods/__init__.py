@@ -7,6 +7,8 @@ class that is given a :class:`~gnnrl_ray.run.task.Task`, with
     raises ``InputError`` for settings that it cannot use;
 ``candidates(settings)``
     how many candidates it proposes;
+``probes(groups)``
+    how many evaluations it makes beside those;
 ``run()``
     finds those that the journal lacks.
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from gnnrl_ray.methods.proposer import Rule
+from gnnrl_ray.tracing.groups import ChannelGroups
 
 # What is dropped of one group at a time, to see what that does.
 DROPPED = (0.2, 0.4, 0.6, 0.8)
@@ -15,6 +16,10 @@ class FP(Rule):
     are pruned as far as each costs no more accuracy than one tolerance, which the budget
     determines; so what is sensitive stays.
     """
+
+    @staticmethod
+    def probes(groups: ChannelGroups) -> int:  # noqa: D102
+        return len(DROPPED) * len(groups.widths) + 1
 
     def widths(self) -> np.ndarray:  # noqa: D102
         losses, dense = self.losses(), self.budget.groups.widths

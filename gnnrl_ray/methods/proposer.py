@@ -13,6 +13,7 @@ from gnnrl_ray.run.journal import EpisodeRecord
 from gnnrl_ray.run.task import Task
 from gnnrl_ray.scoring.outcome import Outcome
 from gnnrl_ray.settings import SearchSettings
+from gnnrl_ray.tracing.groups import ChannelGroups
 
 _WAIT_SECONDS = 0.2  # at most, before somebody is told how things are
 
@@ -51,6 +52,11 @@ class Proposer:
     def candidates(settings: SearchSettings) -> int:
         """Return how many candidates it proposes; by default, as many as are asked for."""
         return settings.episodes
+
+    @staticmethod
+    def probes(groups: ChannelGroups) -> int:
+        """Return how many evaluations it makes beside candidates; by default, 0."""
+        return 0
 
     def propose(
         self, history: Sequence[Outcome], generator: np.random.Generator

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from gnnrl_ray.errors import InputError
+
 _WARM_UP = 3  # passes that are not counted: memory is taken, kernels are chosen
 _SECONDS = 10.0  # after which no further round begins
 
@@ -38,8 +40,24 @@ def measure_speed(
     Returns:
         By name: ``median_ms`` and ``p95_ms`` of a pass, ``per_second`` images, ``rounds``
         that were timed; ``memory``, the most bytes at any time of a pass, weights included.
+
+    Raises:
+        InputError: so many images do not fit in memory.
     """
-    device = torch.device(device)
+    try:
+        return _measured(networks, input_shape, batch, torch.device(device), rounds)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if "memory" not in str(error).lower():
+            raise
+        raise InputError(
+            f"--batch {batch} does not fit in memory: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _measured(
+    networks: Mapping[str, nn.Module], input_shape: Sequence[int], batch: int,
+    device: torch.device, rounds: int,
+) -> dict[str, Speed]:  # fmt: skip
     images = torch.rand(batch, *input_shape, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     for network in networks.values():
