@@ -60,6 +60,9 @@ def test_every_cell_is_searched_tuned_and_measured_once(home):
         run = Run.open(home / "out" / row.run)
         assert run.best()["accuracy"] == pytest.approx(row.pruned_validation)
         assert run.settings.seed == row.seed
+        measured = run.measures()  # for `gnnrl-ray report`
+        assert measured["pruned"]["validation"] == row.pruned_validation
+        assert measured["finetuned"]["test"] == row.tuned_test
     # Again: nothing is done that was done; what failed, or is missing, is.
     told.clear()
     (home / "out/rows").joinpath(f"{table['run'][1][5:]}.json").unlink()

@@ -275,6 +275,8 @@ def _measured(
         finetune(run, smaller, data, tuning, dense=network, seed=seed)
         tuned.append(measure(smaller.cpu(), data, costs, widths))
     found = measure(winner, data, costs, widths)
+    last = {"finetuned": tuned[-1]} if tuned else {}
+    run.measured({"dense": dense, "pruned": found} | last)
     best = np.maximum.accumulate([outcome.accuracy for _, outcome in run.journal])
     return {
         "evaluations": len(run.journal) + method_of(settings.method).probes(costs.groups),
