@@ -50,8 +50,11 @@ def small(**changes):
 def test_every_cell_is_searched_tuned_and_measured_once(home):
     comparison, told = Comparison.read(home / "file.toml"), []
     out = str(home / "out")
-    table = compare(comparison, out, on_progress=lambda *said: told.append(said))
+    steps = []
+    table = compare(comparison, out, on_progress=lambda *said: told.append(said),
+                    on_tuning=lambda *said: steps.append(said[:3]))  # fmt: skip
     assert len(table) == 2
+    assert steps == [(t[5:], n, 8) for t in table["run"] for n in range(1, 9)]
     assert (table["macs_share"] <= 0.8).all()
     assert set(table["budget"]) == {"params 0.4, flops 0.8"}
     assert table["evaluations"].tolist() == [1, 3]

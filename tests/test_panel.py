@@ -48,3 +48,23 @@ def test_quiet_is_quiet(terminal):
 def test_a_terminal_gets_the_panel():
     printed, _ = shown(terminal=True)
     assert "20/30 episodes" in printed
+
+
+def test_what_comes_after_episodes_is_said():
+    out = io.StringIO()
+    console = Console(file=out, width=100)
+    with Panel("compare", 4, console) as panel:
+        panel.episode(4, 0.5)
+        panel.finalist(1, 6, 0.625)
+        for step in range(1, 251):
+            panel.tuning("a-b", step, 250, 0.1)
+        rendered = console.render_lines(panel._render())
+        panel.episode(4, 0.5)
+        assert "fine-tuning" not in panel._summary()
+    assert out.getvalue().splitlines()[1:4] == [
+        "compare finalists 1/6, the last 62.50%",
+        "compare fine-tuning a-b 100/250, loss 0.100",
+        "compare fine-tuning a-b 200/250, loss 0.100",
+    ]
+    text = "".join(part.text for line in rendered for part in line)
+    assert "4/4 episodes, best 50.00%, fine-tuning a-b 250/250" in text

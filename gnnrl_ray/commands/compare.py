@@ -58,7 +58,7 @@ def compare_command(
         try:
             table = compare(
                 comparison, folder, at_once=at_once, gpus=gpus, address=address,
-                on_progress=on_progress,
+                on_progress=on_progress, on_tuning=panel.tuning,
             )  # fmt: skip
         except KeyboardInterrupt:
             again = ["gnnrl-ray", "compare", str(file), "--out", folder]

@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-_LINE_EVERY = 10  # episodes
+_LINE_EVERY, _LINE_EVERY_STEPS = 10, 100  # episodes; steps of training
 
 
 class Panel:
@@ -41,7 +41,7 @@ class Panel:
         self._quiet = quiet
         self._done = self._before = self._failed = 0
         self._best: float | None = None
-        self._finalists = ""  # how far they are
+        self._phase = ""  # what comes after episodes, and how far it is
         self._runners: dict[int, tuple[str, float]] = {}
         self._seen = self._start = time.monotonic()
         live = console.is_terminal and not quiet
@@ -76,7 +76,7 @@ class Panel:
             done: how many are.
             best: accuracy in [0, 1] so far, if there is one.
         """
-        self._done, self._best = done, best
+        self._done, self._best, self._phase = done, best, ""
         due = done % _LINE_EVERY == 0 or done == self._total
         if self._live is None and not self._quiet and due:
             self._console.print(f"{self._title} {self._summary()}", highlight=False)
@@ -88,9 +88,17 @@ class Panel:
 
     def finalist(self, done: int, total: int, accuracy: float) -> None:
         """Take note of a finalist that has been trained, one of ``total`` trainings."""
-        self._finalists = f"finalists {done}/{total}, the last {accuracy:.2%}"
-        if self._live is None and not self._quiet:
-            self._console.print(f"{self._title} {self._finalists}", highlight=False)
+        self._enter(f"finalists {done}/{total}, the last {accuracy:.2%}", True)
+
+    def tuning(self, name: str, done: int, total: int, loss: float) -> None:
+        """Take note of a step of fine-tuning the winner of ``name``."""
+        due = done % _LINE_EVERY_STEPS == 0 or done == total
+        self._enter(f"fine-tuning {name} {done}/{total}, loss {loss:.3f}", due)
+
+    def _enter(self, phase: str, due: bool) -> None:
+        self._phase = phase
+        if self._live is None and not self._quiet and due:
+            self._console.print(f"{self._title} {phase}", highlight=False)
 
     def _summary(self) -> str:
         seconds = time.monotonic() - self._start
@@ -100,8 +108,8 @@ class Panel:
         parts += [f"{running} running"] if running else []
         parts += [f"{self._failed} failed"] if self._failed else []
         parts += [f"best {self._best:.2%}"] if self._best is not None else []
-        if self._finalists:
-            return ", ".join([*parts, self._finalists])
+        if self._phase:
+            return ", ".join([*parts, self._phase])
         if new > 0 and seconds > 0:
             left = seconds / new * (self._total - self._done)
             parts += [f"{new / seconds:.3g} per s", f"{_clock(left)} left"]

@@ -19,6 +19,7 @@ from gnnrl_ray.methods import METHODS, method_of
 from gnnrl_ray.pruning.costs import Costs
 from gnnrl_ray.run.directory import Run, rebuild
 from gnnrl_ray.scoring.measures import measure
+from gnnrl_ray.scoring.training import steps_per_epoch
 from gnnrl_ray.settings import BUDGETS, SearchSettings, setting, unknown_setting
 from gnnrl_ray.source import Source
 from gnnrl_ray.storage import Storage
@@ -29,6 +30,8 @@ _SEARCH = (SearchSettings.names() | Source.names()) - _CELL - {"address"}
 LOOKS = (10, 20, 30, 40, 60, 90, 120, 150, 180, 240, 300, 400, 500, 750, 1000)
 # How many episodes of a cell are over, and the best accuracy so far.
 Progress = Callable[[str, int, float | None], None]
+# How many steps of fine-tuning a cell's winner are over, of how many, and the last loss.
+Tuned = Callable[[str, int, int, float], None]
 
 
 class ComparisonError(InputError):
@@ -169,6 +172,7 @@ def compare(
     gpus: float = 0.0,
     address: str | None = None,
     on_progress: Progress | None = None,
+    on_tuning: Tuned | None = None,
 ) -> pd.DataFrame:
     """Run every search, fine-tune every winner, and measure both.
 
@@ -183,6 +187,8 @@ def compare(
         address: of a Ray cluster, see :class:`~gnnrl_ray.settings.SearchSettings`.
         on_progress: called with a search's name, how many of its episodes are over, and
             the best accuracy so far.
+        on_tuning: called with a search's name, how many steps of fine-tuning its winner are
+            over, of how many, and the last loss; not where searches are tasks.
 
     Returns:
         A row for each search and seed of fine-tuning; failed ones have only ``error``.
@@ -202,7 +208,7 @@ def compare(
     try:
         if at_once == 1 and not address:
             for cell in left:
-                rows[cell.name] = _row(cell, comparison, root, on_progress)
+                rows[cell.name] = _row(cell, comparison, root, on_progress, on_tuning)
         elif left:
             tasks = {cell.name: (cell, comparison, root) for cell in left}
             for name, row in _in_tasks(tasks, at_once, gpus, address):
@@ -240,12 +246,14 @@ def _in_tasks(
 
 
 def _row(
-    cell: Cell, comparison: Comparison, root: str, on_progress: Progress | None = None
-) -> dict:
+    cell: Cell, comparison: Comparison, root: str, on_progress: Progress | None = None,
+    on_tuning: Tuned | None = None,
+) -> dict:  # fmt: skip
     """Search, fine-tune and measure; what people can mend is in the row."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        row = _measured(cell, comparison, f"{root}/runs/{cell.name}", on_progress)
+        out = f"{root}/runs/{cell.name}"
+        row = _measured(cell, comparison, out, on_progress, on_tuning)
     except (GnnrlError, OSError) as error:
         return {"error": str(error)}
     Storage(root).write(f"rows/{cell.name}.json", json.dumps(row).encode())
@@ -253,8 +261,9 @@ def _row(
 
 
 def _measured(
-    cell: Cell, comparison: Comparison, out: str, on_progress: Progress | None
-) -> dict:
+    cell: Cell, comparison: Comparison, out: str, on_progress: Progress | None,
+    on_tuning: Tuned | None,
+) -> dict:  # fmt: skip
     source, settings = comparison.source(cell), comparison.settings(cell)
     network, data = source.load()
     there = Storage(out).exists("run.json")
@@ -263,16 +272,21 @@ def _measured(
         if on_progress is not None:
             on_progress(cell.name, done, best and best.accuracy)
 
+    def on_step(step: int, loss: float) -> None:
+        if on_tuning is not None:
+            on_tuning(cell.name, step, tuning.epochs * epoch, loss)
+
     search = Search(network, data, settings, source)
     search.run(out, resume=there, on_episode=on_episode)
     run, costs = Run.open(out), Costs(search.groups)
     widths = np.array(list(run.best()["groups"].values()))
     winner = rebuild(run.storage, network, costs.groups, "pruned")
     dense, tuning, tuned = measure(network, data, costs), comparison.tuning, []
+    epoch = steps_per_epoch(data.train, tuning.batch_size)
     for seed in range(tuning.seeds if tuning.epochs else 0):
         smaller = rebuild(run.storage, network, costs.groups, "pruned")
         smaller.to(device_of(settings.device))
-        finetune(run, smaller, data, tuning, dense=network, seed=seed)
+        finetune(run, smaller, data, tuning, dense=network, seed=seed, on_step=on_step)
         tuned.append(measure(smaller.cpu(), data, costs, widths))
     found = measure(winner, data, costs, widths)
     last = {"finetuned": tuned[-1]} if tuned else {}
