@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import headline
+from benchmarks import headline, methods
 
 ROOT = Path(__file__).parent.parent
 
@@ -16,6 +16,11 @@ def test_the_headline_is_what_was_measured():
     for name, table in headline.render(found).items():
         text = (ROOT / name).read_text()
         assert headline.insert(text, table) == text, name
+
+
+def test_the_tables_of_methods_are_what_was_measured():
+    text = methods.PAGE.read_text()
+    assert methods.render(text) == text
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *sorted(
