@@ -1,10 +1,10 @@
 """The tables of methods in docs/results.md, from what comparisons have measured.
 
-    gnnrl-ray compare benchmarks/methods_resnet20.toml --out benchmarks/results/methods_resnet20
+    F=methods_resnet20; gnnrl-ray compare benchmarks/$F.toml --out benchmarks/results/$F
     python -m benchmarks.methods
 
-A comparison goes on where it was: what is in ``rows/`` is not measured again. So it may take
-as many evenings as it likes.
+A comparison goes on where it was: what is in ``rows/`` is not measured again. So it may
+take as many evenings as it likes.
 """
 
 from pathlib import Path

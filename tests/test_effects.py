@@ -47,6 +47,40 @@ class Unsqueezed(Body):
         return x * x.amax((2, 3))[:, :, None, None].sigmoid()
 
 
+class Attending(Body):
+    """Heads stay whole; the number of channels is read from a stream that does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.project = nn.Linear(12, 36), nn.Linear(12, 12)
+
+    def body(self, x):
+        b, c, h, w = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        q, k, v = (
+            self.qkv(tokens).reshape(b, h * w, 3, 2, 6).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        tokens = ((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2)
+        tokens = self.project(tokens.reshape(b, h * w, c))
+        return x + tokens.transpose(-2, -1).reshape(b, c, h, w)
+
+
+class SizesOfAnother(Body):
+    """As many channels as another tensor has, which keeps others."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Conv2d(3, 12, 1)
+        self.last = nn.Linear(12, 12)
+
+    def forward(self, x):
+        one, two = F.relu(self.first(x)), F.relu(self.other(x))
+        pooled = two.mean((2, 3)).view(x.shape[0], one.shape[1])
+        half = two.sum((2, 3)).reshape(-1, 2, one.size(1) // 2).softmax(-1)
+        head = self.last(pooled + half.flatten(1))
+        return self.classifier(self.second(one).mean((2, 3))) + head.sum(1, keepdim=True)
+
+
 class Tokens(Body):
     def __init__(self):
         super().__init__()
@@ -77,8 +111,10 @@ class Halves(Body):
 
 
 @pytest.mark.parametrize(
-    "kind", [Excite, Unsqueezed, Tokens, OneChannelGroups, Moves, Halves]
-)
+    "kind",
+    [Excite, Unsqueezed, Tokens, OneChannelGroups, Moves, Halves, Attending,
+     SizesOfAnother],
+)  # fmt: skip
 def test_ways_to_write_it(kind):
     torch.manual_seed(0)
     network = shaken(kind()).double()

@@ -463,6 +463,8 @@ def _rearrange(flow: Labels, node: fx.Node) -> None:
     except (RuntimeError, TypeError) as error:
         raise flow.whole(f"positions cannot be followed ({error})") from error
     flow.streams[node] = Transit(before.source, positions)
+    sizes = _sizes(node)
+    _spell_out(flow, node)
     if not isinstance(positions, Tensor):
         return
     origin = flow.stream(before.source)
@@ -486,7 +488,6 @@ def _rearrange(flow: Labels, node: fx.Node) -> None:
     each, rest = divmod(len(taken), channels)
     in_order = torch.arange(channels).repeat_interleave(each)
     if direct and not rest and torch.equal(taken, in_order):
-        sizes = _sizes(node)
         if any(_counts_channels(flow, n) for i, n in enumerate(sizes) if i != axis):
             return  # a quotient that is right for the dense network only
         if node.target is operator.getitem and _indexes(node.args[1], origin.axis):
@@ -536,6 +537,42 @@ def _counts_channels(flow: Labels, node: object) -> bool:
     if source in flow.streams:  # its whole shape, or the number of all its elements
         return node.target not in ("dim", "ndimension", "is_contiguous")
     return any(_counts_channels(flow, n) for n in node.all_input_nodes)
+
+
+def _spell_out(flow: Labels, node: fx.Node) -> None:
+    """Write numbers of channels in a view as they are, whatever they were read from.
+
+    That may be another tensor, which keeps other channels; removal rewrites those that
+    are of this one.
+    """
+
+    def number(given: object) -> object:
+        only = isinstance(given, fx.Node) and _is_number_of_channels(flow, given)
+        return flow.values[given] if only else given
+
+    if node.target in RESHAPES:
+        before = node.args
+        node.args = (before[0], *fx.node.map_aggregate(before[1:], number))
+        if node.args != before:
+            flow.graph.recompile()
+
+
+def _is_number_of_channels(flow: Labels, node: fx.Node) -> bool:
+    """Say whether a number follows from numbers of channels, and from nothing else."""
+    if not isinstance(flow.values[node], int):
+        return False
+    sources = node.all_input_nodes
+    if any(
+        _has_tensor(flow.values[n]) or isinstance(flow.values[n], tuple) for n in sources
+    ):
+        return _counts_channels(flow, node) and _is_one_size(node)
+    return bool(sources) and all(_is_number_of_channels(flow, n) for n in sources)
+
+
+def _is_one_size(node: fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return isinstance(node.args[1], int)
+    return node.target == "size" and len(node.args) > 1
 
 
 def _axis_of(flow: Labels, node: fx.Node) -> int:
