@@ -9,7 +9,7 @@ from helpers.networks import shaken
 from test_properties import check_costs, check_removed_equals_masked
 from torch import nn
 
-from gnnrl_ray import trace
+from gnnrl_ray import prune, trace
 from gnnrl_ray.tracing.symbolic import TraceError
 
 SHAPE = (3, 8, 8)
@@ -239,3 +239,17 @@ def test_an_output_may_divide_channels():
     groups = trace(Shaped(), SHAPE)
     assert groups.names == ("first",)
     assert groups.whole == {"second": "the network's output"}
+
+
+class Nothing(Body):
+    def forward(self, x):
+        return super().forward(x) / 0 * 0
+
+
+def test_a_network_that_returns_no_numbers_is_traced():
+    """As one with random weights may; that it returns none is all that can be checked."""
+    network = shaken(Nothing())
+    assert not network(torch.randn(1, *SHAPE)).isfinite().any()
+    groups = trace(network, SHAPE)
+    smaller = prune(network, groups, groups.widths // 2)
+    assert smaller.first.out_channels == 6

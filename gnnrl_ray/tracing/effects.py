@@ -561,18 +561,12 @@ def _is_number_of_channels(flow: Labels, node: fx.Node) -> bool:
     """Say whether a number follows from numbers of channels, and from nothing else."""
     if not isinstance(flow.values[node], int):
         return False
+    if node.target is operator.getitem and not isinstance(node.args[1], int):
+        return False
+    if node.target in (operator.getitem, "size"):
+        return _counts_channels(flow, node)
     sources = node.all_input_nodes
-    if any(
-        _has_tensor(flow.values[n]) or isinstance(flow.values[n], tuple) for n in sources
-    ):
-        return _counts_channels(flow, node) and _is_one_size(node)
     return bool(sources) and all(_is_number_of_channels(flow, n) for n in sources)
-
-
-def _is_one_size(node: fx.Node) -> bool:
-    if node.target is operator.getitem:
-        return isinstance(node.args[1], int)
-    return node.target == "size" and len(node.args) > 1
 
 
 def _axis_of(flow: Labels, node: fx.Node) -> int:
