@@ -8,6 +8,7 @@ from torch import nn
 
 from gnnrl_ray.commands.evaluate import of_run, show_measures
 from gnnrl_ray.commands.terminal import (
+    DataDirOption,
     DeviceOption,
     JsonOption,
     RunArgument,
@@ -41,9 +42,7 @@ def finetune_command(
         ),
     ] = None,
     device: DeviceOption = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Folder of the data, if not that of the search.")
-    ] = None,
+    data_dir: DataDirOption = None,
     trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from gnnrl_ray.commands.evaluate import of_run, smaller_of
 from gnnrl_ray.commands.terminal import (
+    DataDirOption,
     DeviceOption,
     JsonOption,
     RunArgument,
@@ -35,9 +36,7 @@ def measure_command(
         int | None, typer.Option(min=1, max=1024, help="On a CPU; default: all cores.")
     ] = None,
     device: DeviceOption = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Folder of the data, if not that of the search.")
-    ] = None,
+    data_dir: DataDirOption = None,
     trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip

@@ -14,6 +14,9 @@ DeviceOption = Annotated[
     str | None, typer.Option(help="cpu or cuda:N; default: a GPU if there is one.")
 ]
 RunArgument = Annotated[str, typer.Argument(help="Run directory of a search, or its URI.")]
+DataDirOption = Annotated[
+    str | None, typer.Option(help="Folder of the data, if not that of the search.")
+]
 TrustOption = Annotated[bool, typer.Option(help="Use code and URIs that run.json names.")]
 QuietOption = Annotated[bool, typer.Option(help="Say nothing while it goes on.")]
 SeedOption = Annotated[
