@@ -1,12 +1,25 @@
+import gc
 import pickle
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from helpers.widths import random_widths
+from torch import nn
 
-from gnnrl_ray import Budget, Objective, Outcome, PruningEnv, accuracy, mask, prune
+from gnnrl_ray import (
+    Budget,
+    Objective,
+    Outcome,
+    PruningEnv,
+    accuracy,
+    mask,
+    prune,
+    trace,
+)
 from gnnrl_ray.pruning.budget import BudgetError
+from gnnrl_ray.scoring.evaluation import EvaluationMode
 from gnnrl_ray.scoring.training import recalibrate
 from gnnrl_ray.settings import parse_finetune
 
@@ -132,3 +145,30 @@ def test_round_to_reaches_the_environment(network, groups, digits, rng):
         widths = np.array(info["outcome"].widths)
         assert ((widths % 8 == 0) | (widths == groups.widths)).all()
         assert objective.budget.meets(widths)
+
+
+def test_large_candidates_leave_nothing_behind(digits, monkeypatch):
+    """Not even until Python looks for what refers to itself."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 64, 3, 2, 1), nn.BatchNorm2d(64), nn.ReLU(), nn.AvgPool2d(2),
+        nn.Flatten(), nn.Linear(4096, 4200), nn.ReLU(), nn.Linear(4200, 10),
+    ).eval()  # fmt: skip
+    groups = trace(network, digits.input_shape)
+    objective = Objective(network, groups, digits, budget=0.5, finetune=1)
+    objective.mode = EvaluationMode("plain")
+    build, built = Objective.build, []
+
+    def watched(self, widths):
+        candidate = build(self, widths)
+        built.append(weakref.ref(candidate))
+        return candidate
+
+    monkeypatch.setattr(Objective, "build", watched)
+    gc.disable()
+    try:
+        objective(groups.widths // 3)
+        objective.accuracy(groups.widths // 4)
+    finally:
+        gc.enable()
+    assert [candidate() for candidate in built] == [None, None]

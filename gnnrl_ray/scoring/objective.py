@@ -4,6 +4,7 @@ Axis letter: G prunable groups.
 """
 
 import copy
+import gc
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,7 @@ from gnnrl_ray.tracing.groups import ChannelGroups
 
 _EPISODE_LR = 0.01
 _TAYLOR_BATCH = 256
+_LARGE = 2**26  # bytes of weights
 # With an early stop, candidates worse than so many others need not be scored to the end.
 _BEST_FEW = 3
 
@@ -227,12 +229,29 @@ class Objective:
         """Return what ``widths`` [G] score after so many steps, and seconds that took."""
         start = time.perf_counter()
         accuracy = self._evaluator(self._trained(widths, steps)).accuracy
+        self._tidy()
         return accuracy, round(time.perf_counter() - start, 3)
 
     def _score(self, widths: Sequence[int]) -> Score:
         if self.mode.masked:
             return self._masked_evaluator(self.kept(widths))
-        return self._evaluator(self.build(widths), self._worth())
+        score = self._evaluator(self.build(widths), self._worth())
+        self._tidy()
+        return score
+
+    def _tidy(self) -> None:
+        """Free what a candidate leaves behind, if that is much.
+
+        Graphs refer to themselves, so their weights stay until Python looks for such
+        cycles, which it does by the number of objects and not by their size.
+        """
+        if self._is_large:
+            gc.collect()
+
+    @cached_property
+    def _is_large(self) -> bool:
+        sizes = (p.numel() * p.element_size() for p in self.network.parameters())
+        return sum(sizes) > _LARGE
 
     def _worth(self) -> float:
         """Return the accuracy below which a candidate is not among the best few."""
