@@ -463,11 +463,10 @@ def _rearrange(flow: Labels, node: fx.Node) -> None:
     except (RuntimeError, TypeError) as error:
         raise flow.whole(f"positions cannot be followed ({error})") from error
     flow.streams[node] = Transit(before.source, positions)
-    sizes = _sizes(node)
-    _spell_out(flow, node)
+    sizes, origin = _sizes(node), flow.stream(before.source)
+    _spell_out(flow, node, origin.labels)
     if not isinstance(positions, Tensor):
         return
-    origin = flow.stream(before.source)
     shape, channels = flow.shape(before.source), len(origin.labels)
     stride = math.prod(shape[origin.axis + 1 :])
     axis, taken = _along_one_axis(positions // stride % channels)
@@ -539,16 +538,16 @@ def _counts_channels(flow: Labels, node: object) -> bool:
     return any(_counts_channels(flow, n) for n in node.all_input_nodes)
 
 
-def _spell_out(flow: Labels, node: fx.Node) -> None:
-    """Write numbers of channels in a view as they are, whatever they were read from.
+def _spell_out(flow: Labels, node: fx.Node, own: Tensor) -> None:
+    """Write numbers of channels in a view as they are, if they were read elsewhere.
 
-    That may be another tensor, which keeps other channels; removal rewrites those that
-    are of this one.
+    What another tensor has may change by another share. Removal rewrites what has become
+    of ``own``, the labels of what is viewed.
     """
 
     def number(given: object) -> object:
-        only = isinstance(given, fx.Node) and _is_number_of_channels(flow, given)
-        return flow.values[given] if only else given
+        other = isinstance(given, fx.Node) and _counts_others(flow, given, own)
+        return flow.values[given] if other else given
 
     if node.target in RESHAPES:
         before = node.args
@@ -557,16 +556,17 @@ def _spell_out(flow: Labels, node: fx.Node) -> None:
             flow.graph.recompile()
 
 
-def _is_number_of_channels(flow: Labels, node: fx.Node) -> bool:
-    """Say whether a number follows from numbers of channels, and from nothing else."""
+def _counts_others(flow: Labels, node: fx.Node, own: Tensor) -> bool:
+    """Say whether a number is made of numbers of channels, none of them of ``own``."""
     if not isinstance(flow.values[node], int):
         return False
     if node.target is operator.getitem and not isinstance(node.args[1], int):
         return False
-    if node.target in (operator.getitem, "size"):
-        return _counts_channels(flow, node)
     sources = node.all_input_nodes
-    return bool(sources) and all(_is_number_of_channels(flow, n) for n in sources)
+    if node.target not in (operator.getitem, "size"):
+        return bool(sources) and all(_counts_others(flow, n, own) for n in sources)
+    tensor = sources[0] if sources[0] in flow.streams else sources[0].all_input_nodes[0]
+    return _counts_channels(flow, node) and not torch.equal(flow.stream(tensor).labels, own)
 
 
 def _axis_of(flow: Labels, node: fx.Node) -> int:
