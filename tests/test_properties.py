@@ -197,6 +197,9 @@ def check_random(recipe, seed):
     ],
     15,
 )  # the stem's groups change their order when it is traced again
+@example(
+    [*[("conv", 0, 0, 0)] * 8, ("pad", 0, 0, 1), ("pad", 0, 0, 1), ("last", 0, 1, 0)], 0
+)  # what is padded is padded again
 def test_random_networks(recipe, seed):
     check_random(recipe, seed)
 

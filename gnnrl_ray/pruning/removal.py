@@ -194,6 +194,7 @@ def _without_us(graph: fx.GraphModule, input_shape: tuple[int, ...]) -> fx.Graph
             # ``ZERO`` is the last one, and zero now.
             taken = (padded, (slice(None), index))
             selected = graph.graph.call_function(operator.getitem, taken)
+        values[selected] = values[node]  # what is padded may be padded again
         node.replace_all_uses_with(selected)
         graph.graph.erase_node(node)
     graph.recompile()
