@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.networks import EVERY, build, outputs, shaken
+from helpers.networks import EVERY, WIDE, build, outputs, shaken
 from helpers.random_cnns import RandomCNN, recipes
 from helpers.widths import cut, random_widths
 from hypothesis import HealthCheck, given, settings
@@ -37,7 +37,10 @@ def check(network, shape):
     return narrow.float() / scale, expected / scale
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in WIDE)) for name in EVERY],
+)
 def test_every_network(name, rng):
     network, shape = build(name)
     groups = trace(network, shape)

@@ -222,7 +222,7 @@ COMMANDS = {
     "inspect": [],
     "sweep": ["sweep.toml"],
     "compare": ["sweep.toml"],
-    "measure": ["run", "--rounds", "5"],
+    "measure": ["run", "--rounds", "5", "--batch", "1"],
     "report": ["run"],
 }
 # It starts Ray, which takes longer than all else here.

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.networks import EVERY, WIDE, build, outputs, shaken
+from helpers.networks import EVERY, HEAVY, build, outputs, shaken
 from helpers.random_cnns import RandomCNN, recipes
 from helpers.widths import cut, random_widths
 from hypothesis import HealthCheck, given, settings
@@ -39,7 +39,7 @@ def check(network, shape, rng, candidates=2):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in WIDE))
+        pytest.param(name, marks=[pytest.mark.slow] * (name in HEAVY))
         for name in EVERY
         if "googlenet" not in name
     ],

@@ -251,6 +251,7 @@ def test_a_package_that_is_missing_is_named(network, digits, monkeypatch):
         search(network, digits, method="tpe")
 
 
+@pytest.mark.cluster
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("name", ["random"])  # all have the same loop
 def test_actors_find_what_one_process_finds(network, digits, tmp_path, name):
