@@ -128,6 +128,7 @@ def test_a_search_that_is_over_gets_finalists(network, digits, tmp_path):
     assert best.reward >= found.reward
 
 
+@pytest.mark.cluster
 @pytest.mark.usefixtures("ray_session")
 def test_actors_find_the_same_winner(network, digits, tmp_path):
     search(network, digits, out=tmp_path / "here", finalists=3, **SEARCH)
