@@ -230,3 +230,12 @@ def test_damaged_and_missing_files_are_named(finished, tmp_path):
     (folder / "best.json").write_text("{")
     with pytest.raises(RunError, match=r"best\.json is damaged"):
         load_pruned(folder)
+
+
+@pytest.mark.parametrize("budget", [None, "much", [1]])
+def test_a_winner_without_a_budget_is_said(finished, budget):
+    folder, _ = finished
+    best = json.loads((folder / "best.json").read_text()) | {"budget": budget}
+    (folder / "best.json").write_text(json.dumps(best))
+    with pytest.raises(RunError, match="best.json says no budget"):
+        Run.open(folder).best()

@@ -318,15 +318,21 @@ class Run:
         """Return ``best.json``.
 
         Raises:
-            RunError: there is none yet.
+            RunError: there is none yet, or it is of another kind.
         """
         best = _read_json(self.storage, "best.json")
         if not isinstance(best.get("budget"), dict):  # of a version before 0.1.0
+            try:
+                share, cost, dense = (
+                    float(best[name]) for name in ("budget", "macs", "macs_dense")
+                )
+            except (KeyError, TypeError, ValueError):
+                raise RunError(f"{self.storage}/best.json says no budget.") from None
             best["budget"] = {
                 "flops": {
-                    "cost": best["macs"],
-                    "allowed": best["budget"] * best["macs_dense"],
-                    "dense": best["macs_dense"],
+                    "cost": cost,
+                    "allowed": share * dense,
+                    "dense": dense,
                     "unit": "multiply-accumulates",
                 }
             }
