@@ -237,5 +237,5 @@ def test_a_winner_without_a_budget_is_said(finished, budget):
     folder, _ = finished
     best = json.loads((folder / "best.json").read_text()) | {"budget": budget}
     (folder / "best.json").write_text(json.dumps(best))
-    with pytest.raises(RunError, match="best.json says no budget"):
+    with pytest.raises(RunError, match=r"best\.json says no budget"):
         Run.open(folder).best()
