@@ -10,6 +10,7 @@ on a CPU), or searched.
 """
 
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -26,15 +27,19 @@ import torch
 
 from benchmarks.measuring import Row, load, macs_per_second, mean, row, seconds
 from benchmarks.run import machine
-from gnnrl_ray import Objective, accuracy, load_data, prune, search, trace
+from gnnrl_ray import Budget, Objective, accuracy, load_data, prune, search, trace
 from gnnrl_ray.data import Data
 from gnnrl_ray.pruning.removal import remove
-from gnnrl_ray.scoring.capture import Captured
 from gnnrl_ray.scoring.evaluation import Evaluator
 from gnnrl_ray.scoring.masking import MaskedEvaluator
-from gnnrl_ray.scoring.training import TrainingStep, recalibrate, steps_per_epoch, train
-
-METHODS = ("gnn-rl", "uniform", "random")
+from gnnrl_ray.scoring.training import (
+    TrainingStep,
+    in_turns,
+    recalibrate,
+    steps_per_epoch,
+    train,
+    training,
+)
 
 
 @dataclass(frozen=True)
@@ -46,14 +51,18 @@ class Size:
     episodes: int = 180
     epochs: int = 100
     repeats: int = 10
-    seeds: int = 3
+    winners: tuple[str, ...] = (*["gnn-rl"] * 3, "uniform", "random", "inside", "local")
+    together: tuple[int, ...] = (1, 3, 7)
     actors: tuple[int, ...] = (1, 2, 4)
     epoch_episodes: int = 8
     deep: str = "resnet110"
     deep_epochs: int = 160
 
 
-TINY = Size(("resnet20",), "digits", 4, 1, 2, 1, (1,), 1, "resnet20", 1)
+TINY = Size(
+    ("resnet20",), "digits", 4, 1, 2, ("gnn-rl", "gnn-rl", "inside"), (1, 2), (1,), 1,
+    "resnet20", 1,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,15 +86,12 @@ class Bench:
             yield f"evaluation-{network}", partial(self.evaluation, network)
             yield f"training-{network}", partial(self.training, network)
             yield f"search-{network}", partial(self.searching, network)
-        for network in size.networks:
-            for seed in range(size.seeds):
-                work = partial(self.finetuning, network, "gnn-rl", seed)
-                yield f"finetune-{network}-gnn-rl-{seed}", work
-            for method in METHODS[1:]:
-                work = partial(self.finetuning, network, method, 0)
-                yield f"finetune-{network}-{method}-0", work
         for count in size.actors:
             yield f"actors-{count}", partial(self.actors, size.networks[0], count)
+        for network in reversed(size.networks):
+            for method in dict.fromkeys(size.winners):
+                yield f"winner-{network}-{method}", partial(self.winning, network, method)
+            yield f"finetune-{network}", partial(self.finetuning, network)
         yield f"train-{size.deep}", partial(self.train_deep, size.deep)
         yield f"search-{size.deep}", partial(self.searching, size.deep)
 
@@ -98,6 +104,8 @@ class Bench:
             "-m",
             "gpu",
             "-q",
+            "-n",
+            "0",
             "-p",
             "no:cacheprovider",
         ]
@@ -154,8 +162,8 @@ class Bench:
         """An epoch at half the MACs, beside replays of the captured step alone."""
         data, network = self.data(), self.network(name)
         groups = trace(network, data.input_shape)
-        objective = Objective(network, groups, data, budget=0.5)
-        half = objective.budget.project(groups.widths, objective.budget.min_widths)
+        budget = Budget(groups, {"flops": 0.5})
+        half = budget.project(groups.widths, budget.min_widths)
         smaller = prune(network, groups, half).to(self.device)
         steps = steps_per_epoch(data.train)
         bare_step = TrainingStep(
@@ -165,22 +173,33 @@ class Bench:
         rate = torch.tensor(1e-4, device=self.device)
         for _ in range(5):
             bare_step(images, labels, rate)
+        ((_, captured),) = bare_step._memory.values()
 
         def bare() -> None:
-            captured: Captured = bare_step._captured
             for _ in range(steps):
                 captured()
             bare_step._loss.item()
 
         def ours() -> None:
             train(smaller, data.train, steps=steps, lr=1e-4, precision="bfloat16")
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
+            self.wait()
 
         ours_seconds, bare_seconds = seconds(ours, bare, n=3)
-        return [row("fine-tuning epoch, keep 0.5", name, ours_seconds, "s",
+        rows = [row("fine-tuning epoch, keep 0.5", name, ours_seconds, "s",
                     bare=mean(ours_seconds) / mean(bare_seconds)),
                 row("replays of the step alone", name, bare_seconds, "s")]  # fmt: skip
+        for count in self.size.together:
+            several = [copy.deepcopy(smaller) for _ in range(count)]
+
+            def together(networks: list = several) -> None:
+                in_turns([training(network, data.train, steps=steps, lr=1e-4,
+                                   precision="bfloat16") for network in networks],
+                         self.device)  # fmt: skip
+
+            (spent,) = seconds(together, n=1)
+            rows.append(row(f"{count} together, an epoch of each", name,
+                            [s / count for s in spent], "s"))  # fmt: skip
+        return rows
 
     def searching(self, name: str) -> list[Row]:
         """A whole search without fine-tuning."""
@@ -207,40 +226,58 @@ class Bench:
                     outside_evaluation=1 - inside / total,
                     accuracy=best.accuracy)]  # fmt: skip
 
-    def finetuning(self, name: str, method: str, seed: int) -> dict:
-        """Fine-tune a winner; the mean of the last three epochs counts."""
-        folder = self.winner(name, method)
+    def winning(self, name: str, method: str) -> dict:
+        """What a method finds, unless that was brought along."""
+        best = json.loads((self.winner(name, method) / "best.json").read_text())
+        return {key: best[key] for key in ("macs_ratio", "accuracy")}
+
+    def finetuning(self, name: str) -> list[dict]:
+        """Fine-tune all winners together; the agent's from every seed."""
         data, network = self.data(), self.network(name)
-        best = json.loads((folder / "best.json").read_text())
         groups = trace(network, data.input_shape)
-        kept = tuple(np.array(best["kept"][group]) for group in groups.names)
-        smaller = remove(network, groups, kept).to(self.device)
-        recalibrate(smaller, data.train)
-        steps = self.size.epochs * steps_per_epoch(data.train)
-        ends = {steps - i * steps_per_epoch(data.train) for i in range(3)}
-        scores: list[dict[str, float]] = []
-
-        def look(step: int, loss: float) -> None:
-            if step in ends:
-                scores.append({part: accuracy(smaller, getattr(data, part))
-                               for part in ("test", "holdout", "validation")})  # fmt: skip
-
+        epoch = steps_per_epoch(data.train)
+        steps = self.size.epochs * epoch
+        runs, going = [], []
         start = time.perf_counter()
-        train(smaller, data.train, steps=steps, seed=seed, precision="bfloat16",
-              on_step=look)  # fmt: skip
-        last = {key: mean([score[key] for score in scores]) for key in scores[0]}
-        return last | {
-            "network": name, "method": method, "seed": seed, "epochs": self.size.epochs,
-            "macs_ratio": best["macs_ratio"], "before": best["accuracy"],
-            "seconds": time.perf_counter() - start,
-        }  # fmt: skip
+        for number, method in enumerate(self.size.winners):
+            seed = self.size.winners[:number].count(method)
+            best = json.loads((self.winner(name, method) / "best.json").read_text())
+            kept = tuple(np.array(best["kept"][group]) for group in groups.names)
+            smaller = remove(network, groups, kept).to(self.device)
+            recalibrate(smaller, data.train)
+            run = {"network": name, "method": method, "seed": seed,
+                   "epochs": self.size.epochs, "macs_ratio": best["macs_ratio"],
+                   "before": best["accuracy"], "last_epochs": []}  # fmt: skip
+            look = partial(self.look, smaller, data, steps - 3 * epoch, run)
+            runs.append(run)
+            going.append(training(smaller, data.train, steps=steps, seed=seed,
+                                  precision="bfloat16", on_step=look))  # fmt: skip
+        in_turns(going, self.device)
+        for run in runs:
+            run |= run["last_epochs"][-1]
+            run["seconds_of_all"] = time.perf_counter() - start
+        return runs
+
+    def look(
+        self, network: torch.nn.Module, data: Data, after: int, run: dict, step: int,
+        loss: float,
+    ) -> None:  # fmt: skip
+        """Measure ``network`` at the end of each of the last epochs."""
+        epoch = steps_per_epoch(data.train)
+        if step % (10 * epoch) == 0:
+            print(f"{run['method']} {run['seed']}: {step // epoch}, {loss:.3f}", flush=True)
+        if step % epoch == 0 and step > after:
+            parts = ("test", "holdout", "validation")
+            scores = {part: accuracy(network, getattr(data, part)) for part in parts}
+            run["last_epochs"].append(scores)
+            network.train()
 
     def actors(self, name: str, count: int) -> list[Row]:
         """Episodes of one epoch on actors that share the GPU."""
         folder, ends = self.out / f"actors-{count}", []
         share = 1 / count if self.device.type == "cuda" else 0
         search(
-            self.network(name), load_data(self.size.dataset), name=name, finetune="epoch",
+            self.network(name), load_data(self.size.dataset), finetune="epoch",
             episodes=2 * count + self.size.epoch_episodes, env_runners=count,
             gpus_per_env_runner=share, out=folder, overwrite=True,
             on_episode=lambda done, best: ends.append(time.perf_counter()),
@@ -256,6 +293,11 @@ class Bench:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return json.loads(done.stdout)
 
+    def wait(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
     def network(self, name: str) -> torch.nn.Module:
         """Return the trained network."""
         return load(name, load_data(self.size.dataset))
@@ -269,7 +311,7 @@ class Bench:
         for folder in (self.runs, self.out):
             if (folder / f"{name}-{method}" / "best.json").is_file():
                 return folder / f"{name}-{method}"
-        search(self.network(name), load_data(self.size.dataset), method=method, name=name,
+        search(self.network(name), load_data(self.size.dataset), method=method,
                episodes=self.size.episodes, device=str(self.device),
                out=self.out / f"{name}-{method}", overwrite=True)  # fmt: skip
         return self.out / f"{name}-{method}"
@@ -282,6 +324,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("benchmarks/results/winners"))
     parser.add_argument("--seconds", type=float, default=540, help="start nothing after")
     parser.add_argument("--only", help="steps whose names begin with it")
+    parser.add_argument("--epochs", type=int, help="of fine-tuning")
+    parser.add_argument("--winners", help="methods, once for every seed of fine-tuning")
     parser.add_argument("--try", dest="tiny", action="store_true", help="smallest numbers")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -291,7 +335,12 @@ def main() -> None:
     if arguments.tiny:  # what it trains is good for nothing else
         os.environ["GNNRL_HOME"] = str(arguments.out / "home")
     (arguments.out / "machine.json").write_text(json.dumps(machine(), indent=1))
-    bench = Bench(TINY if arguments.tiny else Size(), device, arguments.runs, arguments.out)
+    size = TINY if arguments.tiny else Size()
+    if arguments.epochs:
+        size = replace(size, epochs=arguments.epochs)
+    if arguments.winners:
+        size = replace(size, winners=tuple(arguments.winners.split(",")))
+    bench = Bench(size, device, arguments.runs, arguments.out)
     start = time.monotonic()
     for name, work in bench.steps():
         path = arguments.out / f"{name}.json"

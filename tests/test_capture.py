@@ -1,7 +1,9 @@
 """CUDA graphs where there are GPUs, plain calls where there are none."""
 
 import copy
+import itertools
 import warnings
+from collections import deque
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from helpers.widths import random_widths
 from gnnrl_ray import Objective, train
 from gnnrl_ray.scoring.capture import Captured
 from gnnrl_ray.scoring.evaluation import EvaluationMode
-from gnnrl_ray.scoring.training import TrainingStep
+from gnnrl_ray.scoring.training import TrainingStep, in_turns, training
 from gnnrl_ray.zoo.resnet import ResNet
 
 
@@ -44,6 +46,25 @@ def test_a_step_in_the_same_memory_is_the_same_step(digits, precision):
         assert torch.allclose(*losses, rtol=1e-4)
     for first, second in zip(*(n.state_dict().values() for n in networks), strict=True):
         assert torch.allclose(first, second, rtol=1e-3, atol=1e-5)
+
+
+def test_networks_trained_in_turns_are_those_trained_alone(digits):
+    device, trained = torch.device("cpu"), []
+    for together in (False, True):
+        networks = []
+        for seed in range(3):
+            torch.manual_seed(seed)
+            networks.append(ResNet(8))
+        each = [training(network, digits.train, steps=count, seed=count)
+                for network, count in zip(networks, (3, 0, 11), strict=True)]  # fmt: skip
+        if together:
+            in_turns(each, device)
+        else:
+            deque(itertools.chain(*each), 0)
+        trained.append(networks)
+    for alone, beside in zip(*trained, strict=True):
+        for name, value in alone.state_dict().items():
+            assert torch.equal(value, beside.state_dict()[name]), name
 
 
 @pytest.fixture
@@ -93,6 +114,27 @@ def test_captured_training_is_eager_training(cuda, digits):
             step(images, labels, rate)
     for first, second in zip(*(n.state_dict().values() for n in networks), strict=True):
         assert torch.allclose(first, second, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_side_by_side_is_one_after_the_other(cuda, digits):
+    data, trained = digits.to(cuda), []
+    for together in (False, True):
+        networks = []
+        for seed in range(4):
+            torch.manual_seed(seed)
+            networks.append(ResNet(8).to(cuda))
+        each = [training(n, data.train, steps=30, lr=0.01) for n in networks]
+        if together:
+            in_turns(each, cuda)
+        else:
+            deque(itertools.chain(*each), 0)
+        trained.append(networks)
+    for alone, beside in zip(*trained, strict=True):
+        for name, value in alone.state_dict().items():
+            assert torch.allclose(value, beside.state_dict()[name], rtol=0.02, atol=2e-3), (
+                name
+            )
 
 
 @pytest.mark.gpu

@@ -28,8 +28,11 @@ class Captured:
 
     def __init__(self, function: Callable[[], None], device: torch.device) -> None:
         self._run = function
-        self._device = device
-        self._calls_left = _WARM_UP if device.type == "cuda" else -1
+        on_gpu = device.type == "cuda"
+        # Of this work alone, and so is the memory that libraries keep for a stream: graphs
+        # captured on different ones can be replayed side by side.
+        self._stream = torch.cuda.Stream(device) if on_gpu else None
+        self._calls_left = _WARM_UP if on_gpu else -1
 
     def __call__(self) -> None:
         """Do it once."""
@@ -43,18 +46,18 @@ class Captured:
         self._calls_left -= 1
 
     def _warm_up(self) -> None:
-        """Run on a stream of its own, as a capture will."""
-        own, current = torch.cuda.Stream(self._device), torch.cuda.current_stream()
-        own.wait_stream(current)
-        with torch.cuda.stream(own):
+        """Run on the stream of the capture."""
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
             self._run()
-        current.wait_stream(own)
+        current.wait_stream(self._stream)
 
     def _capture(self) -> Callable[[], None]:
         """Record the function without running it."""
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=self._stream):
                 self._run()
         except torch.OutOfMemoryError:
             raise

@@ -4,7 +4,7 @@ Axis letters: B batch, K classes.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -127,6 +127,26 @@ def train(
     Raises:
         TrainingError: the loss became infinite or NaN.
     """
+    options = locals()
+    for _ in training(**options):
+        pass
+
+
+def training(
+    network: nn.Module,
+    split: Split,
+    *,
+    steps: int,
+    lr: float = 0.05,
+    batch_size: int = 128,
+    weight_decay: float = 5e-4,
+    seed: int = 0,
+    precision: str = "float32",
+    teacher: nn.Module | None = None,
+    distill: float = 0.0,
+    on_step: Callable[[int, float], None] | None = None,
+) -> Iterator[None]:
+    """Do what :func:`train` does, a step at every turn."""
     if steps < 1:
         return
     device = split.labels.device
@@ -143,6 +163,7 @@ def train(
     look_every = 1 if device.type == "cpu" else steps_per_epoch(split, batch_size)
     for number, (images, labels) in enumerate(islice(batches, steps), start=1):
         loss = step(images, labels, rates[number - 1])
+        yield
         if number % look_every and number != steps:
             continue
         if not loss.isfinite():
@@ -154,6 +175,30 @@ def train(
     if not all(parameter.isfinite().all() for parameter in network.parameters()):
         raise TrainingError(f"not all weights are finite; try a --lr below {lr:g}.")
     network.eval()
+
+
+def in_turns(trainings: Iterable[Iterator[None]], device: torch.device) -> None:
+    """Go through all of ``trainings`` together, on a GPU each on a stream of its own.
+
+    Kernels of a small network leave most of a GPU idle; those of others fill it.
+
+    Args:
+        trainings: what :func:`training` returns, each of a network of its own.
+        device: of all of them.
+    """
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize(device)  # of what they read, all is written
+    going = [(training, torch.cuda.Stream(device) if on_gpu else None)
+             for training in trainings]  # fmt: skip
+    while going:
+        for turn in tuple(going):
+            training, stream = turn
+            with torch.cuda.stream(stream):
+                if next(training, turn) is turn:
+                    going.remove(turn)
+    if on_gpu:
+        torch.cuda.synchronize(device)
 
 
 class TrainingStep:
@@ -188,9 +233,10 @@ class TrainingStep:
             device.type, torch.bfloat16, enabled=precision == "bfloat16",
             cache_enabled=not self._static,  # casts of weights would be of the capture's
         )  # fmt: skip
+        self._device = device
         self._loss = torch.zeros((), device=device)
-        self._batch: tuple[Tensor, ...] = ()  # the memory of most batches
-        self._captured = Captured(lambda: self._take(*self._batch), device)
+        # By the number of images: that of most batches, and that of an epoch's last one.
+        self._memory: dict[int, tuple[tuple[Tensor, Tensor], Captured]] = {}
 
     def __call__(self, images: Tensor, labels: Tensor, rate: float | Tensor) -> Tensor:
         """Take the step.
@@ -211,14 +257,16 @@ class TrainingStep:
         if not self._static:
             self._take(images, labels)
             return self._loss
-        if not self._batch:
-            self._batch = images.clone(), labels.clone()
-        if len(labels) != len(self._batch[1]):  # the last of an epoch
-            self._take(images, labels)
-            return self._loss
-        for there, now in zip(self._batch, (images, labels), strict=True):
+        if len(labels) not in self._memory:
+            own = images.clone(), labels.clone()
+            self._memory[len(labels)] = (
+                own,
+                Captured(lambda: self._take(*own), self._device),
+            )
+        own, captured = self._memory[len(labels)]
+        for there, now in zip(own, (images, labels), strict=True):
             there.copy_(now)
-        self._captured()
+        captured()
         return self._loss
 
     def _take(self, images: Tensor, labels: Tensor) -> None:
