@@ -50,11 +50,11 @@ class Size:
     dataset: str = "cifar10"
     episodes: int = 180
     epochs: int = 100
-    repeats: int = 10
+    repeats: int = 5
     winners: tuple[str, ...] = (*["gnn-rl"] * 3, "uniform", "random", "inside", "local")
-    together: tuple[int, ...] = (1, 3, 7)
+    together: tuple[int, ...] = (3, 7)
     actors: tuple[int, ...] = (1, 2, 4)
-    epoch_episodes: int = 8
+    epoch_episodes: int = 4
     deep: str = "resnet110"
     deep_epochs: int = 160
 
@@ -84,8 +84,8 @@ class Bench:
         yield "tests", self.tests
         for network in size.networks:
             yield f"evaluation-{network}", partial(self.evaluation, network)
-            yield f"training-{network}", partial(self.training, network)
             yield f"search-{network}", partial(self.searching, network)
+            yield f"training-{network}", partial(self.training, network)
         for count in size.actors:
             yield f"actors-{count}", partial(self.actors, size.networks[0], count)
         for network in reversed(size.networks):

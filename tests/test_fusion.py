@@ -89,6 +89,38 @@ def test_without_onednn_it_is_the_same(name, rng):
     assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("width", [8, 16, 17])
+def test_pixels_in_pairs_are_pixels(width, rng):
+    """What a GPU does where channels are few."""
+    torch.manual_seed(width)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU()]
+    for stride, height in ((1, 3), (1, 1), (2, 3), (1, 5)):
+        layers += [
+            nn.Conv2d(8, 8, (height, 3), stride, (height // 2, 1), bias=height == 3),
+            nn.BatchNorm2d(8), nn.ReLU(),
+        ]  # fmt: skip
+    network = shaken(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                                   nn.Linear(8, 5))).eval()  # fmt: skip
+    shape = (3, 12, width)
+    traced = trace(network, shape).graph_of(network)
+    with torch.backends.mkldnn.flags(enabled=False):
+        fused = fuse(traced, shape, torch.float32)
+    paired = sum("pairs" in str(node.target) for node in fused.graph.nodes)
+    assert paired == {8: 2, 16: 2, 17: 1}[width]  # where a row has pairs, stride 1
+    expected = outputs(network, images(shape))
+    assert torch.allclose(outputs(fused, images(shape)), expected, atol=1e-4)
+
+
+def test_pairs_are_added_to(network, groups):
+    with torch.backends.mkldnn.flags(enabled=False):
+        fused = fuse(groups.graph_of(network), (3, 32, 32), torch.float32)
+    assert sum("pairs" in str(node.target) for node in fused.graph.nodes) == 2
+    expected = outputs(network, images((3, 32, 32)))
+    scale = expected.abs().max()
+    found = outputs(fused, images((3, 32, 32)))
+    assert torch.allclose(found / scale, expected / scale, atol=1e-5)
+
+
 class Readers(nn.Module):
     """``x`` is added to, and perhaps read again after that."""
 

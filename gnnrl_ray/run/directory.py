@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from gnnrl_ray import __version__
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.pruning.budget import Budget
 from gnnrl_ray.pruning.removal import deliver
@@ -38,7 +39,7 @@ _FILES = (
     "finetuned.safetensors", "finetune.json", "measures.json", "search.png", "events",
 )  # fmt: skip
 _ASIDE, _MEASURES = "replaced", "measures.json"
-_PACKAGES = ("gnnrl-ray", "ray", "torch", "torch-geometric", "numpy")
+_PACKAGES = ("ray", "torch", "torch-geometric", "numpy")
 
 
 class RunError(InputError):
@@ -118,7 +119,7 @@ class Run:
             "classes": classes,
             "hashes": dict(hashes or {}),
             "versions": {name: version(name) for name in _PACKAGES}
-            | {"python": platform.python_version()},
+            | {"gnnrl-ray": __version__, "python": platform.python_version()},
             "hardware": {
                 "cpu": platform.processor() or platform.machine(),
                 "cores": os.cpu_count(),
