@@ -247,6 +247,7 @@ class Fusion:
         cuDNN's kernels for 16 channels take twice the time of those for 32.
         """
         module = self._module(chain.convolution)
+        assert isinstance(module, nn.Conv2d)
         across = (module.kernel_size[1], module.stride[1], module.padding[1])
         few = {module.in_channels, module.out_channels} <= {8, 16}
         dense = (*across, module.dilation[1], module.groups) == (3, 1, 1, 1, 1)

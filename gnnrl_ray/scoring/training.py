@@ -6,6 +6,7 @@ Axis letters: B batch, K classes.
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,13 @@ def recalibrate_on(network: nn.Module, batches: Sequence[Tensor]) -> None:
             norm.momentum = momentum
 
 
-def train(
+def train(network: nn.Module, split: Split, *, steps: int, **options: Any) -> None:
+    """Go through :func:`training`, which takes the same, to its end."""
+    for _ in training(network, split, steps=steps, **options):
+        pass
+
+
+def training(
     network: nn.Module,
     split: Split,
     *,
@@ -102,8 +109,8 @@ def train(
     teacher: nn.Module | None = None,
     distill: float = 0.0,
     on_step: Callable[[int, float], None] | None = None,
-) -> None:
-    """Train ``network`` in place: SGD with Nesterov momentum, one cycle of cosine decay.
+) -> Iterator[None]:
+    """Train ``network`` in place, a step at every turn, by SGD with Nesterov momentum.
 
     The learning rate rises linearly over the first tenth of the steps and then follows
     half a cosine to zero, so that the last step's network is the one to report.
@@ -124,29 +131,12 @@ def train(
         on_step: called with the number of steps done and the last loss: after every step
             on a CPU, after every epoch on a GPU, which a look at the loss would hold up.
 
+    Yields:
+        Nothing, after every step.
+
     Raises:
         TrainingError: the loss became infinite or NaN.
     """
-    options = locals()
-    for _ in training(**options):
-        pass
-
-
-def training(
-    network: nn.Module,
-    split: Split,
-    *,
-    steps: int,
-    lr: float = 0.05,
-    batch_size: int = 128,
-    weight_decay: float = 5e-4,
-    seed: int = 0,
-    precision: str = "float32",
-    teacher: nn.Module | None = None,
-    distill: float = 0.0,
-    on_step: Callable[[int, float], None] | None = None,
-) -> Iterator[None]:
-    """Do what :func:`train` does, a step at every turn."""
     if steps < 1:
         return
     device = split.labels.device
@@ -207,10 +197,10 @@ class TrainingStep:
     Args:
         network: in training mode, on ``device``.
         weight_decay: L2 penalty on every parameter.
-        precision: ``float32`` or ``bfloat16``, see :func:`train`.
+        precision: ``float32`` or ``bfloat16``, see :func:`training`.
         device: of the network and of all batches.
-        teacher: see :func:`train`.
-        distill: see :func:`train`.
+        teacher: see :func:`training`.
+        distill: see :func:`training`.
         static: keep batch, loss and learning rate in the same memory, as a CUDA graph
             needs it; default: on a GPU only.
     """
