@@ -25,7 +25,14 @@ from gnnrl_ray.scoring.measures import measure
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results/headline.json"
 SOURCE = Source(network="resnet20", dataset="cifar10")
-METHODS, SEEDS, EPISODES, EPOCHS = ("gnn-rl", "random", "uniform"), (0, 1, 2), 180, 2
+# By what they are called: what sets each apart.
+METHODS = {
+    "gnn-rl": {},
+    "gnn-rl --agent paper": {"agent": {"algorithm": "ddpg"}},
+    "random": {"method": "random"},
+    "uniform": {"method": "uniform"},
+}
+SEEDS, EPISODES, EPOCHS = (0, 1, 2), 180, 2
 LOOKS = (30, 60, 90, 120, 150, 180)
 COMMAND = "gnnrl-ray search --network resnet20 --dataset cifar10 --flops 0.5 --episodes 180"
 _MARKS = "<!-- headline -->", "<!-- end of headline -->"
@@ -37,11 +44,9 @@ def measured(runs: Path) -> dict:
     costs = Costs(trace(network, data.input_shape))
     rows = []
     for seed in SEEDS:
-        for method in METHODS:
-            folder = runs / f"{method}-{seed}"
-            settings = SearchSettings(
-                method=method, seed=seed, episodes=EPISODES, device="cpu"
-            )
+        for method, own in METHODS.items():
+            folder = runs / f"{method}-{seed}".replace(" --", "-").replace(" ", "-")
+            settings = SearchSettings(seed=seed, episodes=EPISODES, device="cpu", **own)
             there = (folder / "run.json").is_file()
             search(network, data, settings, out=folder, resume=there, source=SOURCE)
             run = Run.open(folder)
@@ -52,7 +57,7 @@ def measured(runs: Path) -> dict:
             rows.append({"method": method, "seed": seed, "best": curve}
                         | measure(winner, data, costs, widths))  # fmt: skip
             print(json.dumps(rows[-1]), flush=True)
-    run = Run.open(runs / f"{METHODS[0]}-{SEEDS[0]}")
+    run = Run.open(runs / f"gnn-rl-{SEEDS[0]}")
     if not run.storage.exists("finetuned.safetensors"):
         winner = rebuild(run.storage, network, costs.groups, "pruned")
         finetune(run, winner, data, Recipe(epochs=EPOCHS), dense=network)

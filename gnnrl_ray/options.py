@@ -33,7 +33,7 @@ def settings_as_options(**owners: type[Checked]) -> Callable[[Callable], Callabl
                 words = {name: word for name, word in words.items() if word is not None}
                 tables = {n: words.pop(n) for n in list(words) if kind_of(owner, n) is dict}
                 values = owner.read(words)
-                values |= {name: _table(name, given) for name, given in tables.items()}
+                values |= {n: _table(owner, n, given) for n, given in tables.items()}
                 given[parameter] = values
             return function(*args, **given)
 
@@ -76,10 +76,14 @@ def _option(owner: type[Checked], field: dataclasses.Field) -> inspect.Parameter
     return inspect.Parameter(field.name, keyword, default=None, annotation=annotation)
 
 
-def _table(name: str, given: list[str]) -> dict[str, Any]:
-    """Read NAME=VALUE, where values are JSON, or words."""
-    table = {}
+def _table(owner: type[Checked], name: str, given: list[str]) -> dict[str, Any]:
+    """Read NAME=VALUE, where values are JSON, or words; or the name of a preset."""
+    (field,) = (f for f in dataclasses.fields(owner) if f.name == name)
+    presets, table = field.metadata.get("presets", {}), {}
     for text in given:
+        if text in presets:
+            table |= presets[text]
+            continue
         key, sign, value = text.partition("=")
         if not (key and sign and value):
             raise typer.BadParameter(f"{flag(name)} {text!r} is not NAME=VALUE.")

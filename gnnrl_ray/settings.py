@@ -39,7 +39,8 @@ def setting(default: Any, text: str, **facts: Any) -> Any:
             ``choices``, what it must be one of, or where they are (``"module:NAME"``);
             ``parse``, a function that returns the value it stands for, or raises
             ``InputError``; ``metavar`` and ``shown``, of the help, in place of kind and
-            default; ``free``, whether it may change when a run goes on; ``kept``, whether
+            default; ``presets``, what words in place of NAME=VALUE stand for; ``free``,
+            whether it may change when a run goes on; ``kept``, whether
             ``run.json`` has it.
     """
     metadata = {"text": text} | facts
@@ -318,8 +319,10 @@ class SearchSettings(Checked):
     agent: dict = setting(
         {},
         "Setting of the agent, such as updates_per_step=8 or noise_decay=0.95 "
-        "(gnnrl_ray.agent.ddpg.DDPGConfig.training); may be given again.",
-        metavar="NAME=VALUE",
+        "(gnnrl_ray.agent.ddpg.DDPGConfig.training); may be given again. paper: the agent "
+        "of GNN-RL to the letter.",
+        metavar="NAME=VALUE|paper",
+        presets={"paper": {"algorithm": "ddpg"}},
     )
     env_runners: int = setting(
         0,

@@ -125,3 +125,16 @@ def test_the_budget_of_settings(groups):
     assert [limit.name for limit in budget.limits] == ["params", "activations"]
     assert (budget.multiple_of == 4).all()
     assert [limit.name for limit in Budget.of(groups, SearchSettings()).limits] == ["flops"]
+
+
+@pytest.mark.parametrize("limits", [{"flops": 0.5}, {"params": 0.3}, {"flops": 0.9}])
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_many_reach_at_once_what_each_reaches_alone(groups, limits, round_to, rng):
+    budget = Budget(groups, limits, round_to=round_to)
+    ratios = np.concatenate([rng.random((40, 6)), 0.2 * rng.random((10, 6)), [[0] * 6]])
+    found = budget.reach_all(ratios)
+    assert budget.meets(found).all()
+    for row, alone in zip(found, map(budget.reach, ratios), strict=True):
+        # Only what rounding leaves over is not given back.
+        assert (np.abs(alone - row) <= budget.multiple_of * 1.01 + alone * 0.05).all()
+        assert (budget.round(row) == row).all()

@@ -277,7 +277,8 @@ def test_ctrl_c_keeps_what_there_is(home):
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("noise", "is not NAME=VALUE"), ("noise=loud", "'loud' is not a number"),
+    [("noise", "is not NAME=VALUE"), ("papers", "is not NAME=VALUE"),
+     ("noise=loud", "'loud' is not a number"),
      ("noize=1", "'noize' is no setting of it; known: actor_lr, ")],
 )  # fmt: skip
 def test_settings_of_the_agent_are_checked(setting, message, command, home):
@@ -285,6 +286,14 @@ def test_settings_of_the_agent_are_checked(setting, message, command, home):
     assert code == 2
     assert message in err
     assert not (home / "run").exists()
+
+
+def test_paper_is_the_papers_agent(command, home):
+    given = ("search", "--episodes", "2", "--finetune", "none", "--agent", "paper",
+             "--agent", "warmup_episodes=1", "--out", "run", "--quiet")  # fmt: skip
+    assert command(*given)[0] == 0
+    settings = json.loads((home / "run/run.json").read_text())["settings"]
+    assert settings["agent"] == {"algorithm": "ddpg", "warmup_episodes": 1}
 
 
 def test_a_command_traces_once(command, home, monkeypatch):

@@ -104,11 +104,26 @@ def test_what_fails_is_a_row_and_is_tried_again(home):
      ({"budgets": [{"flops": -1}]}, "--flops"),
      ({"finetune": {"epoch": 1}}, r"\[finetune\] knows .* not 'epoch'"),
      ({"finetune": {"lr": -1}}, r"\[finetune\] lr"),
-     ({"budgets": [{"memory": 1}]}, "memory")],
+     ({"budgets": [{"memory": 1}]}, "memory"),
+     ({"variants": {"mine": {"levels": 1}}}, "mine = .* no table with a method"),
+     ({"variants": {"random": {"method": "uniform"}}}, "a name that no method has"),
+     ({"variants": {"mine": {"method": "random", "levles": 1}}, "methods": ["mine"]},
+      "levles")],
 )  # fmt: skip
 def test_what_cannot_be_is_said_before_anything_runs(change, said):
     with pytest.raises(GnnrlError, match=said):
         small(**change)
+
+
+def test_a_variant_is_a_method_with_settings_of_its_own():
+    comparison = small(
+        methods=["gnn-rl", "paper"],
+        variants={"paper": {"method": "gnn-rl", "agent": {"algorithm": "ddpg"}}},
+    )
+    first, second = map(comparison.settings, comparison.cells())
+    assert (first.method, first.agent) == ("gnn-rl", {})
+    assert (second.method, second.agent) == ("gnn-rl", {"algorithm": "ddpg"})
+    assert [cell.name.split("-")[-2] for cell in comparison.cells()] == ["rl", "paper"]
 
 
 def test_files_that_are_no_comparison(home):

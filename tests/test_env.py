@@ -91,7 +91,7 @@ def test_timeout_with_penalty(make):
     _, reward, done, _, info = env.step(np.zeros(6))
     assert done
     assert reward == -1
-    assert info == {}
+    assert "outcome" not in info
 
 
 def test_the_observation_is_the_pruned_networks_graph(make, objective):
@@ -149,3 +149,14 @@ def test_any_budget_ends_an_episode(network, groups, digits, rng, limits):
         assert budget.meets(widths)
         used = max(u["cost"] / u["allowed"] for u in budget.usage(widths).values())
         assert used > 0.85
+
+
+def test_infos_say_what_was_done(make, objective, rng):
+    env = make()
+    for _ in range(5):
+        env.reset()
+        widths, over = objective.groups.widths, False
+        while not over:
+            _, _, over, _, info = env.step(rng.random(6) * 0.4)
+            widths = np.rint(widths * (1 - info["done"]))
+        assert tuple(widths) == info["outcome"].widths

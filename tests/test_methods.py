@@ -24,9 +24,9 @@ from gnnrl_ray import (
     trace,
 )
 from gnnrl_ray.errors import InputError
+from gnnrl_ray.graph.facts import inside_blocks
 from gnnrl_ray.methods import METHODS, method_of
 from gnnrl_ray.methods.fp import DROPPED
-from gnnrl_ray.methods.inside import inside_blocks
 from gnnrl_ray.methods.proposer import Proposer
 from gnnrl_ray.methods.random import Random
 from gnnrl_ray.methods.uniform import Uniform

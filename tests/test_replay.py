@@ -91,3 +91,34 @@ def test_equal_beginnings_are_kept_once():
     kept = [step[0] for step in replay.get_state()["steps"]]
     assert kept[0] is kept[1]
     assert [k.tolist() for k in kept] == [s.tolist() for s in starts]
+
+
+def test_ranked_it_remembers_what_was_done_and_what_came_of_it():
+    replay = Replay(100, seed=0, ranked=True)
+    outcomes = [3.0, 1.0, 2.0, 10.0]
+    for number, reward in enumerate(outcomes):
+        replay.add([SingleAgentEpisode(
+            observations=[np.zeros(1, np.float32)] * 3,
+            actions=[np.array([0.5], np.float32)] * 2, rewards=[0.0, reward],
+            infos=[{}, {"done": np.array([number / 8], np.float32)}, {}],
+            terminated=True, len_lookback_buffer=0,
+        )])  # fmt: skip
+    history = replay.history()
+    assert history.ratios[:, 0].tolist() == [0, 0.5, 0.125, 0.5, 0.25, 0.5, 0.375, 0.5]
+    assert history.scores.tolist() == [3, 3, 1, 1, 2, 2, 10, 10]
+    batch = replay.sample(400)
+    scores = {}
+    for action, score in zip(batch[Columns.ACTIONS][:, 0], batch[Columns.REWARDS],
+                             strict=True):  # fmt: skip
+        if action != 0.5:
+            scores[round(8 * action.item())] = score.item()
+    assert sorted(scores, key=scores.get) == [1, 2, 0, 3]
+    assert sum(scores.values()) == pytest.approx(0, abs=1e-6)
+    # However much better the best is, it is one rank.
+    assert scores[3] == pytest.approx(-scores[1])
+    again = Replay(100, seed=5, ranked=True)
+    again.set_state(replay.get_state())
+    assert torch.equal(
+        again.sample(20)[Columns.REWARDS], replay.sample(20)[Columns.REWARDS]
+    )
+    assert Replay(100).history() is None

@@ -43,6 +43,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gnnrl_ray.actors.dispatch import Dispatcher, Finished
+from gnnrl_ray.agent.candidates import History
 from gnnrl_ray.agent.mgnn import Actor, Critic, GraphEncoder, VectorEncoder, WidthEncoder
 from gnnrl_ray.agent.replay import Replay
 from gnnrl_ray.agent.settings import AgentSettings
@@ -127,12 +128,21 @@ class DDPGConfig(AlgorithmConfig):
     def get_default_learner_class(self) -> type:  # noqa: D102
         return self._parts()[1]
 
+    @property
+    def ranked(self) -> bool:
+        """Whether what is learnt are the ranks of what was done."""
+        return self.algorithm == "wolpertinger"
+
     def _parts(self) -> tuple[type, type]:
         """Return the classes of module and learner."""
         if self.algorithm == "sac":
             from gnnrl_ray.agent.sac import SACLearner, SACModule
 
             return SACModule, SACLearner
+        if self.algorithm == "wolpertinger":
+            from gnnrl_ray.agent.choosing import ChoosingLearner, ChoosingModule
+
+            return ChoosingModule, ChoosingLearner
         return DDPGModule, DDPGLearner
 
     @property
@@ -258,6 +268,8 @@ class StepsLearner(TorchLearner):
         super().build()
         self._pairs = []  # of all parameters, targets and what they follow
         for module_id, module in self.module.items():
+            if not isinstance(module.unwrapped(), TargetNetworkAPI):
+                continue
             module.unwrapped().make_target_networks()
             tau = self.config.get_config_for_module(module_id).tau
             for online, target in module.unwrapped().get_target_network_pairs():
@@ -296,6 +308,8 @@ class StepsLearner(TorchLearner):
 class DDPGLearner(StepsLearner):
     """One gradient step for critic and actor; then the targets follow."""
 
+    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam
+
     def configure_optimizers_for_module(self, module_id, config=None) -> None:
         """Give actor and critic an Adam each."""
         module = self.module[module_id].unwrapped()
@@ -307,7 +321,7 @@ class DDPGLearner(StepsLearner):
             self.register_optimizer(
                 module_id=module_id,
                 optimizer_name=name,
-                optimizer=torch.optim.Adam(parameters, weight_decay=decay, fused=True),
+                optimizer=self.optimizer(parameters, weight_decay=decay, fused=True),
                 params=parameters,
                 lr_or_lr_schedule=lr,
             )
@@ -339,7 +353,7 @@ class DDPGEnvRunner(SingleAgentEnvRunner):
 
     def run_episode(
         self, number: int, weights: dict | None = None, options: dict | None = None,
-        explore: bool = True,
+        explore: bool = True, history: History | None = None,
     ) -> Finished:  # fmt: skip
         """Run episode ``number``; its noise and seeds follow from the number alone.
 
@@ -348,6 +362,7 @@ class DDPGEnvRunner(SingleAgentEnvRunner):
             weights: of the module, unless it is to stay as it is.
             options: for ``reset`` of the environment.
             explore: whether to add noise.
+            history: of what was done before, for a module that looks at it.
         """
         if weights is not None:
             self.module.set_state(weights)
@@ -356,6 +371,7 @@ class DDPGEnvRunner(SingleAgentEnvRunner):
         self._seed = int(entropy.generate_state(1)[0] >> 1)
         self.module.unwrapped().episode = number
         self.module.unwrapped().generator = np.random.default_rng(entropy)
+        self.module.unwrapped().history = history
         (episode,) = self.sample(num_episodes=1, explore=explore)
         return Finished(number, episode, self.get_metrics())
 
@@ -438,7 +454,9 @@ class DDPG(Algorithm):
             self.config.episode_timeout,
             self.config.max_retries,
         )
-        self._replay = Replay(self.config.replay_capacity, self.config.seed)
+        self._replay = Replay(
+            self.config.replay_capacity, self.config.seed, self.config.ranked
+        )
 
     @property
     def episodes_done(self) -> int:
@@ -483,7 +501,10 @@ class DDPG(Algorithm):
             self.metrics.aggregate([finished.metrics], key=ENV_RUNNER_RESULTS)
         if finished.result is not None:
             steps = len(finished.result)
-            self._updates_owed += steps * self.config.updates_per_step
+            owed = self._updates_owed + steps * self.config.updates_per_step
+            # Critics that choose have learnt all they can from what there is by then.
+            most = 2 * self.config.updates_per_step if self.config.ranked else math.inf
+            self._updates_owed = min(owed, most)
             self._replay.add([finished.result])
         self._episodes_done += 1
 
@@ -510,7 +531,8 @@ class DDPG(Algorithm):
         if runners == 0:
             weights = self._module_state()
             local = self.env_runner_group.local_env_runner
-            return [local.run_episode(self.dispatcher.take(), weights)]
+            history = self._replay.history()
+            return [local.run_episode(self.dispatcher.take(), weights, history=history)]
         busy = self._warm and self._updates_owed >= 1
         return self.dispatcher.collect(0.0 if busy else _WAIT_SECONDS)
 
@@ -526,7 +548,10 @@ class DDPG(Algorithm):
             if self._weights is None:
                 self._weights = ray.put(self._module_state())
             options = self._hooks.options()
-            self.dispatcher.start(runner, weights=self._weights, options=options)
+            self.dispatcher.start(
+                runner, weights=self._weights, options=options,
+                history=self._replay.history(),
+            )  # fmt: skip
 
     def _module_state(self) -> dict:
         """Return the state of the actor network."""

@@ -9,19 +9,34 @@ import gymnasium as gym
 import numpy as np
 
 from gnnrl_ray.errors import InputError
+from gnnrl_ray.graph.facts import GroupFacts
 from gnnrl_ray.graph.hierarchy import HierarchicalGraph, Motif
+from gnnrl_ray.pruning.budget import Budget
 from gnnrl_ray.scoring.objective import Objective
 from gnnrl_ray.settings import TIMEOUTS
 
 
 class GraphBox(gym.spaces.Box):
-    """Features of a graph of fixed topology; the topology rides along as ``levels``."""
+    """Features of a graph of fixed topology, with what of it does not change.
+
+    Attributes:
+        levels: its topology.
+        facts: of the groups, for agents that tell them apart.
+        budget: that candidates are to meet, likewise.
+    """
 
     def __init__(
-        self, shape: tuple[int, int], levels: Sequence[Sequence[Motif]], seed=None
+        self,
+        shape: tuple[int, int],
+        levels: Sequence[Sequence[Motif]],
+        facts: GroupFacts | None = None,
+        budget: Budget | None = None,
+        seed=None,
     ) -> None:
         super().__init__(0.0, 1.0, shape, np.float32, seed)
         self.levels = levels
+        self.facts = facts
+        self.budget = budget
 
 
 class PruningEnv(gym.Env):
@@ -40,7 +55,8 @@ class PruningEnv(gym.Env):
     split, in [-1, 0] (GNN-RL Eq. 8).
 
     **Start:** the dense network. **End:** the first step that meets the budget, or the
-    ``max_steps``-th. The last ``info`` holds the ``outcome``.
+    ``max_steps``-th. The last ``info`` holds the ``outcome``, and every one ``done``, the
+    shares float32 [G] that were dropped after rounding and fitting.
 
     Args:
         config: ``objective``, a function that returns the :class:`Objective`;
@@ -64,7 +80,12 @@ class PruningEnv(gym.Env):
         self._on_timeout = settings["on_timeout"]
         self._graph = HierarchicalGraph(self.objective.groups, settings["levels"])
         count = len(self.objective.groups.widths)
-        self.observation_space = GraphBox(self._graph.shape, self._graph.levels)
+        self.observation_space = GraphBox(
+            self._graph.shape,
+            self._graph.levels,
+            GroupFacts.of(self._graph, self.objective.scores, self.objective.sensitivities),
+            self.objective.budget,
+        )
         self.action_space = gym.spaces.Box(0.0, 1.0, (count,), np.float32)
 
     def reset(
@@ -84,7 +105,7 @@ class PruningEnv(gym.Env):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Drop the shares ``action`` float [G] of what is left of each group."""
-        budget = self.objective.budget
+        budget, before = self.objective.budget, self._widths
         self._steps += 1
         widths, met = budget.step(self._widths, action, self._fit)
         timeout = not met and self._steps == self._max_steps
@@ -93,7 +114,8 @@ class PruningEnv(gym.Env):
             met = True
         self._widths = widths
         observation = self._graph.features(widths)
+        info: dict = {"done": (1 - widths / before).astype(np.float32)}
         if not met:
-            return observation, -1.0 if timeout else 0.0, timeout, False, {}
+            return observation, -1.0 if timeout else 0.0, timeout, False, info
         outcome = self.objective(widths)
-        return observation, outcome.reward, True, False, {"outcome": outcome}
+        return observation, outcome.reward, True, False, info | {"outcome": outcome}

@@ -31,6 +31,18 @@ _RLLIBS = {"gamma", "train_batch_size_per_learner"}
 AGENT_SETTINGS = AgentSettings.names() - {"episode_timeout", "max_retries"} | _RLLIBS
 
 
+# Of each algorithm. One gradient step for each layer that AMC visits would be one for each
+# group; an episode here is only a step or two, and costs far more than they do.
+_TUNED: dict[str, dict[str, Any]] = {
+    "ddpg": {"updates_per_step": 32},
+    "sac": {"updates_per_step": 32},
+    "wolpertinger": {
+        "updates_per_step": 100, "warmup_episodes": 15, "actor_lr": 1e-3,
+        "critic_lr": 3e-3, "critic_weight_decay": 0.02,
+    },
+}  # fmt: skip
+
+
 class Agent:
     """Lets the DDPG agent search.
 
@@ -43,9 +55,7 @@ class Agent:
     """
 
     environment: ClassVar[type[gym.Env]] = PruningEnv
-    # One gradient step for each layer that AMC visits would be one for each group; an
-    # episode here is only a step or two, and costs far more than they do.
-    defaults: ClassVar[dict[str, Any]] = {"updates_per_step": 32, "gamma": 1.0}
+    defaults: ClassVar[dict[str, Any]] = {"algorithm": "wolpertinger", "gamma": 1.0}
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -104,6 +114,8 @@ class Agent:
     @classmethod
     def config(cls, settings: SearchSettings, shared: SharedObjective) -> DDPGConfig:
         """Return the configuration of the algorithm for a search."""
+        agent = cls.defaults | settings.agent
+        agent = _TUNED[agent["algorithm"]] | agent
         faults = {
             "episode_timeout": settings.episode_timeout,
             "max_retries": settings.max_retries,
@@ -116,7 +128,7 @@ class Agent:
                 num_cpus_per_env_runner=settings.cpus_per_env_runner,
                 num_gpus_per_env_runner=settings.gpus_per_env_runner,
             )
-            .training(**cls.defaults | faults | settings.agent)
+            .training(**agent | faults)
             .debugging(seed=settings.seed, log_level="ERROR")
         )
 
@@ -159,12 +171,13 @@ class _RunHooks(Hooks):
             # Older journals hold no actions; the candidate at least is known.
             return Finished(number, failed=record.failed) if record.failed else None
         env, terminated, rewards, info = self._environment, False, [], {}
-        observations = [env.reset()[0]]
+        observations, infos = [env.reset()[0]], [{}]
         actions = [np.array(action, np.float32) for action in record.actions]
         for action in actions:
             observation, reward, terminated, _, info = env.step(action)
             observations.append(observation)
             rewards.append(reward)
+            infos.append(info)
         if not terminated or info.get("outcome") != record.outcome:
             raise RunError(
                 f"episode {number} in {self._task.run.storage}/journal.jsonl is not of "
@@ -172,7 +185,7 @@ class _RunHooks(Hooks):
             )
         episode = SingleAgentEpisode(
             observations=observations, actions=actions, rewards=rewards,
-            infos=[{}] * len(actions) + [info], terminated=True, len_lookback_buffer=0,
+            infos=infos, terminated=True, len_lookback_buffer=0,
         )  # fmt: skip
         return Finished(number, episode)
 
@@ -230,7 +243,15 @@ class _Session:
             archive = Path(scratch) / _CHECKPOINT
             archive.write_bytes(self._storage.read(_CHECKPOINT))
             shutil.unpack_archive(archive, f"{scratch}/checkpoint")
-            self._algorithm.restore_from_path(f"{scratch}/checkpoint")
+            try:
+                self._algorithm.restore_from_path(f"{scratch}/checkpoint")
+            except (RuntimeError, KeyError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise RunError(
+                    f"{self._storage}/{_CHECKPOINT} is of another agent ({reason}); go on "
+                    "with the --agent that it was started with, or delete it, and what the "
+                    "journal holds is learnt anew."
+                ) from error
 
     def _save(self) -> None:
         """Replace the checkpoint, a single file so that there is always a whole one."""

@@ -56,12 +56,14 @@ class Plan:
         features: float32 [S', F], the distinct states of primitive edges.
         levels: lowest first; the highest has the S states of the network.
         which: int64 [B], the state of the network that each observation is.
+        instances: int64 [S, I], the state of each instance of a motif of level 1.
     """
 
     observations: Tensor
     features: Tensor
     levels: tuple[LevelPlan, ...]
     which: Tensor
+    instances: Tensor | None = None
 
 
 class MotifConv(nn.Module):
@@ -292,19 +294,24 @@ class GraphEncoder(nn.Module):
         _, edges, width = features.shape
         rows = features.reshape(-1, width)
         distinct_rows, which = distinct(rows)
-        which, levels = which.view(-1, edges), []
+        which, levels, found = which.view(-1, edges), [], []
         for stage in self.stages:
             level, which = stage.plan(which)
             levels.append(level)
+            found.append(which)
         levels[0] = replace(levels[0], around=levels[0].mean(rows[distinct_rows]))
-        return Plan(features, rows[distinct_rows], tuple(levels), which[:, 0])
+        return Plan(features, rows[distinct_rows], tuple(levels), which[:, 0], found[0])
 
     def forward(self, plan: Plan) -> Tensor:
         """Return g of the distinct states of the network, [S, D]."""
-        states = plan.features
+        return self.levels(plan)[1]
+
+    def levels(self, plan: Plan) -> tuple[Tensor, Tensor]:
+        """Return the embeddings of the distinct motifs of level 1, [S', D], and g."""
+        found = [plan.features]
         for stage, level in zip(self.stages, plan.levels, strict=True):
-            states = stage(states, level)
-        return states
+            found.append(stage(found[-1], level))
+        return found[1], found[-1]
 
 
 class VectorEncoder(nn.Module):

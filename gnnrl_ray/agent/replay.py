@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from scipy.stats import norm, rankdata
 from torch import Tensor
+
+from gnnrl_ray.agent.candidates import History
 
 _COLUMNS = (Columns.OBS, Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS)
 
@@ -22,10 +25,17 @@ class Replay:
     Args:
         capacity: in steps.
         seed: of the drawing.
+        ranked: remember what was done instead of what was said, where the environment's
+            infos have it, and what came of it in the end instead of the next reward;
+            batches have normal scores of its ranks.
     """
 
-    def __init__(self, capacity: int, seed: int | None = None) -> None:
+    def __init__(
+        self, capacity: int, seed: int | None = None, ranked: bool = False
+    ) -> None:
         self._capacity = capacity
+        self._ranked = ranked
+        self._scores: np.ndarray | None = None  # since the last episode
         self._generator = np.random.default_rng(seed)
         self._steps: deque[tuple] = deque()  # observations are shared, not copied
         self._lengths: deque[int] = deque()  # of the episodes
@@ -45,12 +55,17 @@ class Replay:
             observations[0] = self._start
             actions = episode.get_actions()
             rewards = np.asarray(episode.get_rewards(), np.float32)
+            if self._ranked:
+                infos = episode.get_infos()[1:]
+                actions = [i.get("done", a) for i, a in zip(infos, actions, strict=True)]
+                rewards = rewards[::-1].cumsum()[::-1]
             for t in range(len(episode)):
                 ends = episode.is_terminated and t == len(episode) - 1
                 following = None if ends else observations[t + 1]
                 self._steps.append(
                     (observations[t], actions[t], rewards[t], following, ends)
                 )
+            self._scores = None
             self._lengths.append(len(episode))
             while len(self._steps) > self._capacity and len(self._lengths) > 1:
                 for _ in range(self._lengths.popleft()):
@@ -64,6 +79,8 @@ class Replay:
         drawn = self._generator.integers(len(self._steps), size=size)
         steps = zip(*(self._steps[i] for i in drawn), strict=True)
         observations, actions, rewards, following, ends = steps
+        if self._ranked:
+            rewards = self._normal_scores()[drawn]
         if self._batch and len(self._batch[Columns.REWARDS]) != size:
             self._batch.clear()
         columns = zip(_COLUMNS, (observations, actions, rewards, ends), strict=True)
@@ -75,6 +92,20 @@ class Replay:
             if observation is not None:
                 row[...] = observation
         return {name: torch.from_numpy(column) for name, column in self._batch.items()}
+
+    def history(self) -> History | None:
+        """Return all that was done, and what came of it, where that is remembered."""
+        if not self._ranked or not self._steps:
+            return None
+        _, actions, scores, _, _ = zip(*self._steps, strict=True)
+        return History(np.array(actions), np.array(scores))
+
+    def _normal_scores(self) -> np.ndarray:
+        """Return float32 of each step: its rank as a quantile of a normal distribution."""
+        if self._scores is None:
+            ranks = rankdata([step[2] for step in self._steps])
+            self._scores = norm.ppf((ranks - 0.5) / len(ranks)).astype(np.float32)
+        return self._scores
 
     def get_state(self) -> dict:
         """Return everything, for a checkpoint."""
@@ -88,3 +119,4 @@ class Replay:
         """Take over what :meth:`get_state` returned."""
         self._steps, self._lengths = deque(state["steps"]), deque(state["lengths"])
         self._generator.bit_generator.state = state["generator"]
+        self._scores = None

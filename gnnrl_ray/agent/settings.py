@@ -72,8 +72,9 @@ class AgentSettings(Checked):
     )
     algorithm: str = setting(
         "ddpg",
-        "What learns: DDPG, or RLlib's soft actor-critic on the same encoder.",
-        choices=("ddpg", "sac"),
+        "What learns: DDPG, as in the paper; wolpertinger, DDPG whose critics choose among "
+        "candidates near what the actor proposes; or RLlib's soft actor-critic.",
+        choices=("ddpg", "wolpertinger", "sac"),
     )
     encoder: str = setting(
         "mgnn",

@@ -44,12 +44,10 @@ def compare_command(
     """
     comparison = Comparison.read(file)
     folder = out or f"compared/{file.stem}"
-    candidates = {
-        cell.name: method_of(cell.method).candidates(comparison.settings(cell))
-        for cell in comparison.cells()
-    }
-    done = dict.fromkeys(candidates, 0)
-    with Panel(f"compare {file.stem}", sum(candidates.values()), errors, quiet) as panel:
+    searches = {cell.name: comparison.settings(cell) for cell in comparison.cells()}
+    total = sum(method_of(each.method).candidates(each) for each in searches.values())
+    done = dict.fromkeys(searches, 0)
+    with Panel(f"compare {file.stem}", total, errors, quiet) as panel:
 
         def on_progress(name: str, episodes: int, best: float | None) -> None:
             done[name] = episodes

@@ -41,7 +41,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         row |= {n: 100 * searches[n].mean() for n in searches if n.startswith("after_")}
         change = cell["tuned_test"].astype(float) - cell["dense_test"]
         row["change"] = 100 * change.mean()
-        about = row["network"], cell["data"].iloc[0], row["method"]
+        kind = cell.get("kind", cell["method"]).iloc[0]  # what a variant is one of
+        about = row["network"], cell["data"].iloc[0], kind
         row["paper"] = ACCURACIES.get(about, (np.nan,) * 3)[1]
         rows.append(row)
     return pd.DataFrame(rows)

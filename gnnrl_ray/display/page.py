@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from gnnrl_ray.display.paper import Sheet, accuracy_sheet, speed_sheet
 from gnnrl_ray.display.report import budget_used
-from gnnrl_ray.methods.inside import inside_blocks
+from gnnrl_ray.graph.facts import inside_blocks
 from gnnrl_ray.run.directory import Run
 from gnnrl_ray.settings import flag
 from gnnrl_ray.tracing.groups import ChannelGroups, trace

@@ -60,6 +60,7 @@ class HierarchicalGraph:
     Attributes:
         levels: the motifs of each level, lowest first; the top one holds one graph.
         edges: int64 [E], the operation that each primitive edge is.
+        costs: in closed form.
         shape: (E, F) of the features.
     """
 
@@ -67,7 +68,7 @@ class HierarchicalGraph:
         if levels not in (1, 2, 3):
             raise InputError(f"`levels` must be 1, 2 or 3, got {levels}.")
         self.groups = groups
-        self._costs = Costs(groups)
+        self.costs = Costs(groups)
         operations = groups.operations
         pairs = [(p, i) for i, op in enumerate(operations) for p in op.parents]
         self._sources, self.edges = np.array(pairs).T
@@ -120,14 +121,14 @@ class HierarchicalGraph:
 
     def _edge_channels(self, widths: np.ndarray) -> np.ndarray:
         """[..., E, 2]: channels of the state that an edge leaves and of its end."""
-        out = self._costs.channels(widths)
+        out = self.costs.channels(widths)
         image = np.full((*out.shape[:-1], 1), self.groups.input_shape[0])
         out = np.concatenate([out, image], -1)  # entry -1 is the network's input
         return np.stack([out[..., self._sources], out[..., self.edges]], -1)
 
     def _edge_macs(self, widths: np.ndarray) -> np.ndarray:
         """[..., E]: share of the dense network's multiply-accumulates; 0 off layers."""
-        macs = self._costs.layer_macs(widths) / self._costs.dense
+        macs = self.costs.layer_macs(widths) / self.costs.dense
         macs = np.concatenate([macs, np.zeros_like(macs[..., :1])], -1)
         return macs[..., self._layers]
 

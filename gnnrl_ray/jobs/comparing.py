@@ -79,8 +79,10 @@ class Comparison:
     Attributes:
         networks: by name.
         budgets: each a table of limits, such as ``{flops = 0.5}``.
-        methods: by name.
+        methods: by name, or names of ``variants``.
         seeds: of each.
+        variants: by a name of their own, what sets a method apart:
+            ``{method = "gnn-rl", agent = {algorithm = "ddpg"}}``.
         search: what all searches have in common: other settings of
             :class:`~gnnrl_ray.settings.SearchSettings` and of
             :class:`~gnnrl_ray.source.Source`.
@@ -94,6 +96,7 @@ class Comparison:
     budgets: list[dict[str, float]]
     methods: list[str]
     seeds: list[int] = field(default_factory=lambda: [0])
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
     finetune: dict[str, Any] = field(default_factory=dict)
 
@@ -101,10 +104,20 @@ class Comparison:
         for name in ("networks", "budgets", "methods", "seeds"):
             if not isinstance(getattr(self, name), list) or not getattr(self, name):
                 raise ComparisonError(f"{name} has to be a list of one or more.")
-        if unknown := set(self.methods) - set(METHODS):
-            raise ComparisonError(
-                f"{unknown.pop()!r} is no method; known: {', '.join(METHODS)}."
-            )
+        for name, variant in self.variants.items():
+            own = isinstance(variant, dict) and variant.get("method") in METHODS
+            if not own or name in METHODS:
+                raise ComparisonError(
+                    f"variants has {name} = {variant!r}, which is no table with a "
+                    'method, such as { method = "gnn-rl", levels = 1 }, under a name that '
+                    "no method has."
+                )
+            for key in variant:
+                if key not in SearchSettings.names() - _CELL | {"method"}:
+                    raise unknown_setting(key, sorted(SearchSettings.names() - _CELL))
+        if unknown := set(self.methods) - set(METHODS) - set(self.variants):
+            known = ", ".join((*METHODS, *self.variants))
+            raise ComparisonError(f"{unknown.pop()!r} is no method; known: {known}.")
         for budget in self.budgets:
             if not isinstance(budget, dict) or not budget or budget.keys() - set(BUDGETS):
                 known = ", ".join(BUDGETS)
@@ -158,7 +171,8 @@ class Comparison:
     def settings(self, cell: Cell) -> SearchSettings:
         """Return the settings of the search of a cell."""
         own = {n: self.search[n] for n in SearchSettings.names() & self.search.keys()}
-        given = own | {"method": cell.method, "seed": cell.seed} | dict(cell.budget)
+        variant = self.variants.get(cell.method, {"method": cell.method})
+        given = own | variant | {"seed": cell.seed} | dict(cell.budget)
         settings = SearchSettings.from_dict(given)
         method_of(settings.method).check(settings)
         return settings
@@ -312,7 +326,8 @@ def _table(comparison: Comparison, rows: Mapping[str, dict]) -> pd.DataFrame:
         row = rows[cell.name]
         data = comparison.source(cell).data_name
         about = {"network": cell.network, "data": data, "budget": cell.limits,
-                 "method": cell.method, "seed": cell.seed,
+                 "method": cell.method, "kind": comparison.settings(cell).method,
+                 "seed": cell.seed,
                  "run": f"runs/{cell.name}"}  # fmt: skip
         if "error" in row:
             flat.append(about | {"error": row["error"]})

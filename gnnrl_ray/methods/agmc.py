@@ -13,7 +13,7 @@ class AGMC(Agent):
     Yu et al., Auto Graph Encoder-Decoder for Neural Network Pruning, ICCV 2021.
     """
 
-    defaults = Agent.defaults | {"pooling": "mean"}
+    defaults = Agent.defaults | {"algorithm": "ddpg", "pooling": "mean"}
 
     @classmethod
     def env_config(cls, settings: SearchSettings, objective: Any) -> dict:

@@ -11,5 +11,5 @@ class AMC(Agent):
 
     environment = LayerwiseEnv
     defaults: ClassVar[dict[str, Any]] = {
-        "updates_per_step": 1, "gamma": 1.0, "noise_decay": 0.95,
+        "algorithm": "ddpg", "updates_per_step": 1, "gamma": 1.0, "noise_decay": 0.95,
     }  # fmt: skip

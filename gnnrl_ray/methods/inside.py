@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from gnnrl_ray.graph.regions import find_blocks, open_blocks
+from gnnrl_ray.graph.facts import inside_blocks
 from gnnrl_ray.methods.proposer import Rule
-from gnnrl_ray.tracing.groups import ChannelGroups
 
 
 class Inside(Rule):
@@ -19,16 +18,3 @@ class Inside(Rule):
         if self.budget.meets(hollow):
             return self.budget.project(groups.widths, hollow)
         return self.budget.project(hollow, least)
-
-
-def inside_blocks(groups: ChannelGroups) -> np.ndarray:
-    """Return bool [G]: which groups are made and read within one block of the network."""
-    touched = np.zeros((len(groups.widths), 0), bool)
-    for block in open_blocks(groups, find_blocks(groups)):
-        here = np.zeros((len(groups.widths), 1), bool)
-        for i in block.inside:
-            op = groups.operations[i]
-            found = groups.group_of(np.concatenate([op.inputs, op.outputs]))
-            here[found[found >= 0]] = True
-        touched = np.concatenate([touched, here], 1)
-    return touched.sum(1) == 1

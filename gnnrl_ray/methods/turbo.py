@@ -10,6 +10,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from threadpoolctl import threadpool_limits
 
+from gnnrl_ray.agent.candidates import box_of
 from gnnrl_ray.methods.proposer import Proposer
 from gnnrl_ray.scoring.outcome import Outcome
 
@@ -18,10 +19,6 @@ _MOST = 0.7
 _CANDIDATES = 1500
 _MOVED = 0.25  # share of the groups in which a candidate differs from the best
 _CURIOSITY = 0.5  # standard deviations
-# The box: half its side, as a ratio; its factor after so many successes in a row, or as
-# many failures as a share of the groups.
-_BOX, _SMALLEST, _LARGEST, _FACTOR = 0.3, 0.02, 1.0, 1.6
-_SUCCESSES, _FAILURES = 3, 1 / 3
 
 
 class Turbo(Proposer):
@@ -41,7 +38,9 @@ class Turbo(Proposer):
             return self.budget.reach(generator.uniform(0, _MOST, count))
         accuracies = np.array([outcome.accuracy for outcome in history])
         ratios = self.ratios(history)
-        near = self._near(ratios[accuracies.argmax()], _box(accuracies, count), generator)
+        near = self._near(
+            ratios[accuracies.argmax()], box_of(accuracies, count, _RANDOM), generator
+        )
         model = _fitted(ratios, norm.ppf((rankdata(accuracies) - 0.5) / len(accuracies)))
         inputs = 1 - near / self.budget.groups.widths
         if len(history) % 2:
@@ -63,21 +62,6 @@ class Turbo(Proposer):
         near = np.unique([self.budget.reach(ratios) for ratios in drawn], axis=0)
         new = [self.task.objective.known(widths) is None for widths in near]
         return near[new] if any(new) else near
-
-
-def _box(accuracies: np.ndarray, groups: int) -> float:
-    """Return half the side of the box, from all that has been scored, in its order."""
-    box, successes, failures = _BOX, 0, 0
-    best = accuracies[:_RANDOM].max()
-    for accuracy in accuracies[_RANDOM:]:
-        better = accuracy > best
-        best = max(best, accuracy)
-        successes, failures = (successes + 1, 0) if better else (0, failures + 1)
-        if successes == _SUCCESSES:
-            box, successes = min(box * _FACTOR, _LARGEST), 0
-        elif failures >= groups * _FAILURES:
-            box, failures = max(box / _FACTOR, _SMALLEST), 0
-    return box
 
 
 def _fitted(inputs: np.ndarray, scores: np.ndarray) -> GaussianProcessRegressor:

@@ -123,7 +123,7 @@ class Budget:
         return np.where(whole, dense, rounded).astype(np.int64)
 
     def drop(self, widths: np.ndarray, ratios: np.ndarray) -> np.ndarray:
-        """Return float [G]: ``widths`` int [G] less the shares ``ratios``, not rounded.
+        """Return float [..., G]: ``widths`` int [G] less the ``ratios``, not rounded.
 
         It stays between the narrowest widths and ``widths``, which rounding may have put
         below them.
@@ -160,6 +160,26 @@ class Budget:
         if self.meets(self.round(target)):
             return self.project(dense, target)
         return self.project(target, self.min_widths)
+
+    def reach_all(self, ratios: np.ndarray) -> np.ndarray:
+        """Return candidates int64 [N, G] near those that :meth:`reach` finds.
+
+        All at once, and to a thousandth of the way; what rounding leaves of the budget is
+        not given back.
+
+        Args:
+            ratios: float [N, G].
+        """
+        dense, least = self.groups.widths, self.min_widths
+        target = self.drop(dense, ratios)
+        met = self.meets(self.round(target))[:, None]
+        start, end = np.where(met, dense, target), np.where(met, target, least)
+        low, high = np.zeros((len(ratios), 1)), np.ones((len(ratios), 1))
+        for _ in range(10):
+            middle = (low + high) / 2
+            fits = self.meets(self.round(start + middle * (end - start)))[:, None]
+            low, high = np.where(fits, low, middle), np.where(fits, middle, high)
+        return self.round(start + high * (end - start))
 
     def project(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         """Return the widest widths on the way from ``start`` to ``end`` in the budget.

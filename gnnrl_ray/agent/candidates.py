@@ -1,0 +1,173 @@
+"""Candidates that an agent chooses among: at random in the levels of the graph, and near.
+
+Axis letters: G groups, N candidates, H candidates that have been scored.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from gnnrl_ray.graph.facts import GroupFacts
+from gnnrl_ray.pruning.budget import Budget
+
+# Of noise before it is squashed into [0, 1]: what all groups share, those that blocks pass
+# on or not, those of a stage, and each for itself; and where its middle is.
+_NETWORK, _STREAM, _STAGE, _GROUP, _MIDDLE = 0.8, 0.8, 0.5, 0.6, -0.5
+# How much more of what the loss is sensitive to is kept: mean and deviation, and of a rule.
+_SENSITIVITY, _VARIED, _RULE = 0.8, 0.4, 1.2
+# How many candidates are near the best, as near with groups of a stage moved together or
+# all as the loss is sensitive to them, near the actor's action, and anywhere.
+_NEAR, _TOGETHER, _TILTED, _PROPOSED, _ANYWHERE = 600, 250, 50, 150, 150
+_MOVED = 6  # groups that are moved on average, or a quarter of them if that is more
+# The box: half its side, as a ratio; its factor after so many successes in a row, or as
+# many failures as a share of the groups.
+_BOX, _SMALLEST, _LARGEST, _FACTOR = 0.3, 0.02, 1.0, 1.6
+_SUCCESSES, _FAILURES = 3, 1 / 3
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """What has been scored, in its order.
+
+    Attributes:
+        ratios: float [H, G], shares of the channels that were dropped.
+        scores: float [H], larger is better.
+    """
+
+    ratios: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+class Candidates:
+    """Draws candidates of one network that meet a budget.
+
+    Args:
+        budget: they are to meet.
+        facts: of the groups.
+    """
+
+    def __init__(self, budget: Budget, facts: GroupFacts) -> None:
+        self.budget = budget
+        self._facts = facts
+        _, self._together = np.unique(2 * facts.stages + facts.streams, return_inverse=True)
+
+    @cached_property
+    def rules(self) -> tuple[np.ndarray, ...]:
+        """The first of a warm-up, [G] each.
+
+        What the loss is sensitive to stays wide; blocks are hollow; all groups are alike.
+        """
+        dense, least = self.budget.groups.widths, self.budget.min_widths
+        hollow = np.where(self._facts.streams, dense, least)
+        ends = [hollow, least] if self.budget.meets(hollow) else [least]
+        starts = [self.budget.reach(_squashed(-_RULE * self._facts.sensitivity))]
+        starts += [self.budget.project(dense, end) for end in ends]
+        return tuple(map(self._full, starts))
+
+    def warm_up(self, number: int, generator: np.random.Generator) -> np.ndarray:
+        """Return the widths [G] of an episode by its number: rules first, then anywhere."""
+        if number < len(self.rules):
+            return self.rules[number]
+        return self._full(self.budget.reach(self.anywhere(1, generator)[0]))
+
+    def anywhere(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """Return ratios float [N, G], N = ``count``: noise of all levels of the graph."""
+
+        def noise(deviation: float, which: np.ndarray) -> np.ndarray:
+            drawn = generator.normal(0, deviation, (count, which.max() + 1))
+            return drawn[:, which]
+
+        each = np.arange(len(self._facts.stages))
+        total = noise(_NETWORK, 0 * each) + noise(_STREAM, self._facts.streams)
+        total += noise(_STAGE, self._facts.stages) + noise(_GROUP, each)
+        follows = generator.normal(_SENSITIVITY, _VARIED, (count, 1))
+        return _squashed(total + _MIDDLE - follows * self._facts.sensitivity)
+
+    def around(
+        self, history: History, action: np.ndarray, generator: np.random.Generator
+    ) -> np.ndarray:
+        """Return widths int64 [N, G]: around the best so far, the action, and anywhere.
+
+        They need not use all of the budget.
+
+        Args:
+            history: not empty.
+            action: float [G], ratios that the actor proposes.
+            generator: of the draws.
+        """
+        best, box = (
+            history.ratios[history.scores.argmax()],
+            box_of(history.scores, len(action)),
+        )
+        count = len(best)
+        share = max(0.25, _MOVED / count)
+
+        def near(middle: np.ndarray, many: int) -> np.ndarray:
+            moved = generator.random((many, count)) < share
+            moved[np.arange(many), generator.integers(count, size=many)] = True
+            return middle + moved * generator.uniform(-box, box, (many, count))
+
+        kinds = self._together.max() + 1
+        shifts = generator.normal(0, box, (_TOGETHER, kinds))
+        shifts *= generator.random(shifts.shape) < 0.5
+        tilted = generator.normal(0, box, (_TILTED, 1)) * self._facts.sensitivity
+        drawn = np.concatenate([
+            near(best, _NEAR), best + shifts[:, self._together], best + tilted,
+            near(action, _PROPOSED), action[None], self.anywhere(_ANYWHERE, generator),
+        ])  # fmt: skip
+        return np.unique(self.budget.reach_all(drawn), axis=0)
+
+    def first_new(self, widths: np.ndarray, history: History) -> np.ndarray:
+        """Return the first of ``widths`` int [N, G] that is not known, all budget used.
+
+        Using what rounding has left of the budget makes some of them the same. If all are
+        known, it is the first of them.
+        """
+        dense = self.budget.groups.widths
+        known = {tuple(row) for row in np.rint(dense * (1 - history.ratios)).astype(int)}
+        full = self._full(widths[0])
+        for row in widths:
+            found = self._full(row)
+            if tuple(found) not in known:
+                return found
+        return full
+
+    def _full(self, widths: np.ndarray) -> np.ndarray:
+        """Return the candidate [G] that the environment makes of ``widths`` [G]."""
+        while True:
+            wider = self.budget.project(self.budget.groups.widths, widths)
+            if np.array_equal(wider, widths):
+                return widths
+            widths = wider
+
+
+def _squashed(values: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-values))
+
+
+def box_of(scores: np.ndarray, groups: int, first: int = 20) -> float:
+    """Return half the side of the box, from all scores in their order.
+
+    It grows after successes and shrinks after failures: TuRBO,
+    https://arxiv.org/abs/1910.01739.
+
+    Args:
+        scores: float [H].
+        groups: G.
+        first: how many of them count for nothing, but that they are to be surpassed.
+    """
+    box, successes, failures = _BOX, 0, 0
+    best = scores[:first].max()
+    for score in scores[first:]:
+        better = score > best
+        best = max(best, score)
+        successes, failures = (successes + 1, 0) if better else (0, failures + 1)
+        if successes == _SUCCESSES:
+            box, successes = min(box * _FACTOR, _LARGEST), 0
+        elif failures >= groups * _FAILURES:
+            box, failures = max(box / _FACTOR, _SMALLEST), 0
+    return box

@@ -1,0 +1,100 @@
+"""What an agent chooses among meets the budget, is new, and is where it is meant to be."""
+
+import numpy as np
+import pytest
+from helpers.networks import build
+
+from gnnrl_ray import Budget, trace
+from gnnrl_ray.agent.candidates import Candidates, History, box_of
+from gnnrl_ray.graph.facts import GroupFacts
+from gnnrl_ray.graph.hierarchy import HierarchicalGraph
+
+
+def candidates_of(name, **limits):
+    network, shape = build(name)
+    groups = trace(network, shape)
+    budget = Budget(groups, limits or {"flops": 0.5})
+    return Candidates(budget, GroupFacts.of(HierarchicalGraph(groups)))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "vgg16"])
+@pytest.mark.parametrize("limits", [{"flops": 0.5}, {"flops": 0.3}, {"params": 0.4}])
+def test_all_meet_the_budget_and_none_is_known(name, limits, rng):
+    candidates = candidates_of(name, **limits)
+    budget, count = candidates.budget, len(candidates.budget.groups.widths)
+    dense = budget.groups.widths
+    known = [budget.reach(ratios) for ratios in candidates.anywhere(6, rng)]
+    history = History(1 - np.array(known) / dense, rng.random(6))
+    found = candidates.around(history, rng.random(count), rng)
+    assert len(found) > 300
+    assert budget.meets(found).all()
+    assert (found >= budget.min_widths).all()
+    assert (found <= dense).all()
+    new = candidates.first_new(np.array([*known, *found[:3]]), history)
+    assert budget.meets(new)
+    assert not any(np.array_equal(new, row) for row in known)
+    met, fit = budget.step(dense, 1 - new / dense, True)
+    assert fit
+    assert np.array_equal(met, new)
+    for widths in candidates.rules:
+        assert budget.meets(widths)
+
+
+def test_rules_keep_streams_whole_and_then_nothing():
+    candidates = candidates_of("resnet20")
+    dense = candidates.budget.groups.widths
+    hollow, even = candidates.rules
+    streams = candidates._facts.streams == 1
+    assert (hollow[streams] == dense[streams]).all()
+    assert (hollow[~streams] < dense[~streams]).all()
+    assert np.ptp(even / dense) < 0.1
+
+
+def test_a_budget_that_hollow_blocks_miss_has_one_rule():
+    assert len(candidates_of("resnet20", flops=0.05).rules) == 1
+
+
+def test_noise_has_the_levels_of_the_graph(rng):
+    candidates = candidates_of("resnet20")
+    ratios = candidates.anywhere(4000, rng)
+    logits = np.log(ratios / (1 - ratios))
+    correlation = np.corrcoef(logits.T)
+    facts = candidates._facts
+    alike = (facts.stages[:, None] == facts.stages) & (
+        facts.streams[:, None] == facts.streams
+    )
+    stage = (facts.stages[:, None] == facts.stages) & ~alike
+    apart = (facts.stages[:, None] != facts.stages) & (
+        facts.streams[:, None] != facts.streams
+    )
+    off = ~np.eye(len(ratios[0]), dtype=bool)
+    means = [correlation[which & off].mean() for which in (alike, stage, apart)]
+    assert means[0] > means[1] + 0.1 > means[2] + 0.1
+    assert means[2] > 0.2
+
+
+def test_most_are_near_the_best_and_nearer_in_a_small_box(rng):
+    candidates = candidates_of("resnet20")
+    dense, budget = candidates.budget.groups.widths, candidates.budget
+    widths = np.array([budget.reach(r) for r in candidates.anywhere(20, rng)])
+    ratios = 1 - widths / dense
+
+    def distance(scores):
+        history = History(ratios[: len(scores)], scores)
+        found = candidates.around(history, ratios[1], rng)
+        best = ratios[scores.argmax()]
+        return np.median(np.abs(1 - found / dense - best).mean(1))
+
+    scores = np.linspace(1, 0, 20)
+    small = distance(scores)
+    ratios = np.concatenate([ratios] * 4)
+    assert distance(np.concatenate([scores, -np.ones(60)])) < small
+
+
+def test_the_box_follows_successes_and_failures():
+    start = box_of(np.zeros(5), 9, first=5)
+    assert box_of(np.arange(8.0), 9, first=5) == pytest.approx(1.6 * start)
+    assert box_of(np.r_[np.arange(5.0), 0, 0], 9, first=5) == start
+    assert box_of(np.r_[np.arange(5.0), 0, 0, 0], 9, first=5) == pytest.approx(start / 1.6)
+    assert box_of(np.r_[np.arange(5.0), np.zeros(500)], 9, first=5) == 0.02
+    assert box_of(np.arange(500.0), 9, first=5) == 1.0
