@@ -318,7 +318,7 @@ class SearchSettings(Checked):
     )
     agent: dict = setting(
         {},
-        "Setting of the agent, such as updates_per_step=8 or noise_decay=0.95 "
+        "Setting of the agent, such as updates_per_step=8 or warmup_episodes=10 "
         "(gnnrl_ray.agent.ddpg.DDPGConfig.training); may be given again. paper: the agent "
         "of GNN-RL to the letter.",
         metavar="NAME=VALUE|paper",

@@ -138,3 +138,17 @@ def test_many_reach_at_once_what_each_reaches_alone(groups, limits, round_to, rn
         # Only what rounding leaves over is not given back.
         assert (np.abs(alone - row) <= budget.multiple_of * 1.01 + alone * 0.05).all()
         assert (budget.round(row) == row).all()
+
+
+def test_slopes_are_what_one_more_channel_costs(groups, rng):
+    budget = Budget(groups, {"flops": 0.5, "params": 0.6})
+    widths = np.array([budget.reach(ratios) for ratios in rng.random((3, 6))])
+    slopes = budget.slopes(widths)
+    for row, slope in zip(widths, slopes, strict=True):
+        for group in range(6):
+            wider = row + (np.arange(6) == group)
+            by_hand = sum(
+                (limit.cost(wider) - limit.cost(row)) / limit.allowed
+                for limit in budget.limits
+            )
+            assert slope[group] == pytest.approx(by_hand)

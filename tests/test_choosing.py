@@ -1,12 +1,10 @@
 """Critics that choose: what they learn of, what they choose, and that it finds more."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
-from ray.rllib.core.columns import Columns
-from test_ddpg import build, learner_of, module_of, run, same, weights_of  # noqa: F401
+from scipy.stats import spearmanr
+from test_ddpg import build, module_of, run, same, weights_of  # noqa: F401
 
 from gnnrl_ray import PruningEnv
 from gnnrl_ray.agent.ddpg import DDPGConfig
@@ -15,7 +13,7 @@ from gnnrl_ray.scoring.outcome import Outcome
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-SETTINGS = {"warmup_episodes": 8, "updates_per_step": 40, "actor_lr": 1e-3,
+SETTINGS = {"warmup_episodes": 8, "updates_per_step": 25, "actor_lr": 1e-3,
             "critic_lr": 3e-3, "critic_weight_decay": 0.02, "graph_dim": 16}  # fmt: skip
 
 
@@ -58,11 +56,28 @@ def rewards_of(algorithm, count):
     return [reward for _, _, reward in run(algorithm, count).values()]
 
 
-def test_it_finds_more_than_dice(build, known, rng):  # noqa: F811
-    rewards = rewards_of(build(config(known)), 40)
-    drawn = [known(known.budget.reach(rng.random(6))).reward for _ in range(400)]
-    assert max(rewards) > max(drawn)
-    assert np.mean(rewards[-10:]) > np.mean(rewards[2:8])
+def test_it_finds_more_than_dice_and_knows_why(build, known, rng):  # noqa: F811
+    algorithm = build(config(known))
+    rewards = rewards_of(algorithm, 30)
+    widths = np.array([known.budget.reach(rng.random(6)) for _ in range(300)])
+    truth = np.array([known(row).reward for row in widths])
+    assert max(rewards) > np.quantile(truth, 0.98)
+    assert np.mean(rewards[-10:]) > np.quantile(truth, 0.9)
+    # What critics have learnt ranks what they have not seen.
+    module, env = module_of(algorithm), PruningEnv({"objective": lambda: known})
+    observation, _ = env.reset()
+    plan = module.actor.encoder.encoder.plan(torch.as_tensor(observation)[None])
+    kept = torch.tensor(widths / known.groups.widths, dtype=torch.float32)
+    with torch.no_grad():
+        values = module.critic(module.critic.encoder(plan), kept).mean(0)
+    assert spearmanr(values, truth).statistic > 0.6
+    # What the actor has learnt from them is better than dropping as much of each group.
+    ratios = algorithm.act(observation)
+    assert ratios.shape == (6,)
+    assert (ratios >= 0).all()
+    assert (ratios <= 1).all()
+    even = known(known.budget.reach(np.full(6, 0.5))).accuracy
+    assert known(known.budget.reach(ratios)).accuracy > even
 
 
 def test_the_same_seed_is_the_same_search(build, known):  # noqa: F811
@@ -71,18 +86,18 @@ def test_the_same_seed_is_the_same_search(build, known):  # noqa: F811
 
 
 def test_a_checkpoint_goes_on_as_if_nothing_had_been(build, known, tmp_path):  # noqa: F811
-    whole = rewards_of(build(config(known)), 14)
+    whole = rewards_of(build(config(known)), 11)
     first = build(config(known))
-    rewards_of(first, 10)
+    rewards_of(first, 9)
     first.save_to_path(tmp_path / "checkpoint")
     second = build(config(known))
     second.restore_from_path(str(tmp_path / "checkpoint"))
     assert same(weights_of(first), weights_of(second))
-    assert rewards_of(second, 14) == whole[10:]
+    assert rewards_of(second, 11) == whole[9:]
 
 
 def test_every_candidate_is_new_and_what_was_chosen(build, known):  # noqa: F811
-    seen = run(build(config(known)), 20)
+    seen = run(build(config(known)), 14)
     widths = [
         tuple(np.rint(known.groups.widths * (1 - action)).astype(int).tolist())
         for _, action, _ in seen.values()
@@ -121,44 +136,8 @@ def test_all_parts_learn(build, known):  # noqa: F811
         assert not torch.equal(before[name], value), name
 
 
-def test_what_is_learnt_ranks_what_was_not_seen(build, known, rng):  # noqa: F811
-    from scipy.stats import spearmanr
-
-    algorithm = build(config(known))
-    run(algorithm, 40)
-    module = module_of(algorithm)
-    widths = np.array([known.budget.reach(rng.random(6)) for _ in range(100)])
-    features = torch.as_tensor(PruningEnv({"objective": lambda: known}).reset()[0])[None]
-    plan = module.actor.encoder.encoder.plan(features)
-    kept = torch.tensor(widths / known.groups.widths, dtype=torch.float32)
-    with torch.no_grad():
-        values = module.critic(module.critic.encoder(plan), kept).mean(0)
-    truth = [known(row).accuracy for row in widths]
-    assert spearmanr(values, truth).statistic > 0.6
-
-
-def test_the_greedy_action_is_worth_more_than_an_even_one(build, known):  # noqa: F811
-    algorithm = build(config(known))
-    run(algorithm, 40)
-    observation = PruningEnv({"objective": lambda: known}).reset()[0]
-    ratios = algorithm.act(observation)
-    assert ratios.shape == (6,)
-    assert (ratios >= 0).all()
-    assert (ratios <= 1).all()
-    even = known(known.budget.reach(np.full(6, 0.5))).accuracy
-    assert known(known.budget.reach(ratios)).accuracy > even
-
-
 def test_elsewhere_it_is_refused(build):  # noqa: F811
     from test_ddpg import Aim
 
     with pytest.raises(InputError, match="ddpg or sac"):
         build(DDPGConfig().environment(Aim).training(algorithm="wolpertinger"))
-
-
-def test_an_observation_of_all_is_one_state(known):
-    """Batches are of one state, so that groups are embedded once."""
-    env = PruningEnv({"objective": lambda: known})
-    observations = np.stack([env.reset()[0] for _ in range(3)])
-    assert all(np.array_equal(a, b) for a, b in itertools.pairwise(observations))
-    assert Columns.OBS == "obs"

@@ -1,5 +1,6 @@
 import copy
 import importlib
+import json
 import pkgutil
 import shutil
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from gnnrl_ray.methods.fp import DROPPED
 from gnnrl_ray.methods.proposer import Proposer
 from gnnrl_ray.methods.random import Random
 from gnnrl_ray.methods.uniform import Uniform
+from gnnrl_ray.run.directory import RunError
 from gnnrl_ray.run.journal import Journal
 from gnnrl_ray.scoring.evaluation import EvaluationMode, Evaluator
 from gnnrl_ray.tracing.symbolic import symbolic
@@ -322,6 +324,7 @@ def test_global_chooses_as_torch_pruning_does(ratio, seed, digits):
 
 AGENTS = [
     ("amc", {}), ("gnn-rl", {"encoder": "mlp"}), ("gnn-rl", {"algorithm": "sac"}),
+    ("gnn-rl", {"encoder": "mlp", "algorithm": "ddpg"}),
     pytest.param("agmc", {}, marks=pytest.mark.slow),  # and with it mean pooling
 ]  # fmt: skip
 
@@ -344,3 +347,18 @@ def test_agents_search_and_go_on_from_the_journal(network, digits, tmp_path, nam
     (there / "journal.jsonl").write_text("".join(lines[:3]))
     search(network, digits, out=there, resume=True)
     assert widths(there) == found
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_checkpoint_of_another_agent_is_said_to_be(network, digits, tmp_path):
+    settings = {"finetune": "none", "precision": "float32"}
+    agent = {"algorithm": "ddpg", "hidden": [16], "warmup_episodes": 1}
+    search(network, digits, out=tmp_path / "run", episodes=2, agent=agent, **settings)
+    about = json.loads((tmp_path / "run/run.json").read_text())
+    about["settings"] |= {"agent": {}, "episodes": 3}
+    (tmp_path / "run/run.json").write_text(json.dumps(about))
+    with pytest.raises(RunError, match=r"another agent .* --agent .* delete it"):
+        search(network, digits, out=tmp_path / "run", resume=True)
+    (tmp_path / "run/checkpoint.zip").unlink()
+    search(network, digits, out=tmp_path / "run", resume=True)
+    assert len(widths(tmp_path / "run")) == 3

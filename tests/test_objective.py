@@ -19,6 +19,7 @@ from gnnrl_ray import (
     trace,
 )
 from gnnrl_ray.pruning.budget import BudgetError
+from gnnrl_ray.pruning.importance import importances
 from gnnrl_ray.scoring.evaluation import EvaluationMode
 from gnnrl_ray.scoring.training import recalibrate
 from gnnrl_ray.settings import parse_finetune
@@ -173,3 +174,16 @@ def test_large_candidates_leave_nothing_behind(digits, monkeypatch):
     finally:
         gc.enable()
     assert left == [False, False]
+
+
+def test_sensitivities_are_what_taylor_says_of_all_channels(network, groups, digits):
+    found = [
+        Objective(network, groups, digits, budget=0.5, seed=seed).sensitivities
+        for seed in (3, 3, 4)
+    ]
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])  # another batch
+    batch = next(digits.train.batches(256, torch.Generator().manual_seed(3)))
+    by_hand = importances(network, groups, "taylor", 3, batch)
+    assert found[0] == pytest.approx([channels.sum() for channels in by_hand])
+    assert (found[0] > 0).all()

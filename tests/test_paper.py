@@ -94,7 +94,8 @@ def test_every_row_runs(tiny, file, monkeypatch):
     if method == "fp":  # which scores every group four times
         few |= {"finetune": "none"}
     if method in ("gnn-rl", "amc", "agmc"):
-        few |= {"agent": {"warmup_episodes": 1, "updates_per_step": 1}}
+        agent = {"warmup_episodes": 1, "updates_per_step": 1}
+        few |= {"agent": comparison.search.get("agent", {}) | agent}
     comparison = replace(
         comparison, seeds=[0], search=comparison.search | few,
         finetune=comparison.finetune | {"epochs": 1, "batch_size": 8},

@@ -160,14 +160,13 @@ class ChoosingModule(TorchRLModule, InferenceOnlyAPI):
                 "--agent algorithm=wolpertinger chooses among candidates of a network; in "
                 "this environment use ddpg or sac."
             )
-        dim = settings["graph_dim"]
         self._candidates = Candidates(space.budget, space.facts)
         self._dense = space.budget.groups.widths
 
         def encoder() -> GroupEncoder:
             return GroupEncoder(encoder_of(space, settings), space.facts)
 
-        self.actor = GroupActor(encoder(), (dim, dim))
+        self.actor = GroupActor(encoder(), settings["hidden"])
         self.critic = Critics(encoder(), space.facts.stages, _HIDDEN)
         # Set anew for each episode by the env runner.
         self.episode = 0
@@ -228,10 +227,20 @@ class ChoosingModule(TorchRLModule, InferenceOnlyAPI):
         return {Q: self.critic(states, 1 - batch[Columns.ACTIONS]), Q_OF_ACTOR: judged}
 
     def _projected(self, kept: Tensor) -> Tensor:
-        """Return what the budget leaves of ``kept`` [S, G], with the gradient of those."""
-        ratios = 1 - kept.detach().double().cpu().numpy()
-        done = torch.as_tensor(self._candidates.budget.reach_all(ratios) / self._dense)
-        return kept + (done.to(kept) - kept.detach())
+        """Return what the budget leaves of ``kept`` [S, G], with a gradient along it.
+
+        Critics have seen nothing that costs more or less; what they think of that would
+        only drive the actor to its bounds.
+        """
+        budget = self._candidates.budget
+        widths = budget.reach_all(1 - kept.detach().double().cpu().numpy())
+        normal = budget.slopes(widths) * self._dense
+        normal = torch.tensor(normal / np.linalg.norm(normal, axis=1, keepdims=True)).to(
+            kept
+        )
+        change = kept - kept.detach()
+        along = change - normal * (normal * change).sum(1, keepdim=True)
+        return torch.tensor(widths / self._dense).to(kept) + along
 
 
 class ChoosingLearner(DDPGLearner):

@@ -38,9 +38,10 @@ _TUNED: dict[str, dict[str, Any]] = {
     "sac": {"updates_per_step": 32},
     "wolpertinger": {
         "updates_per_step": 100, "warmup_episodes": 15, "actor_lr": 1e-3,
-        "critic_lr": 3e-3, "critic_weight_decay": 0.02,
+        "critic_lr": 3e-3, "critic_weight_decay": 0.02, "hidden": (64, 64),
     },
 }  # fmt: skip
+_OF_DDPG = {"noise", "noise_decay", "noise_floor"}
 
 
 class Agent:
@@ -70,8 +71,8 @@ class Agent:
         """Return how many evaluations it makes beside those of candidates: none."""
         return 0
 
-    @staticmethod
-    def check(settings: SearchSettings) -> None:
+    @classmethod
+    def check(cls, settings: SearchSettings) -> None:
         """Raise ``InputError`` for a setting that the agent does not have."""
         if unknown := settings.agent.keys() - AGENT_SETTINGS:
             known = ", ".join(sorted(AGENT_SETTINGS))
@@ -80,6 +81,12 @@ class Agent:
             )
         own = AgentSettings.names() & settings.agent.keys()
         AgentSettings(**{name: settings.agent[name] for name in own})
+        algorithm = (cls.defaults | settings.agent)["algorithm"]
+        if algorithm != "ddpg" and (unused := _OF_DDPG & settings.agent.keys()):
+            raise InputError(
+                f"--agent {unused.pop()} is of ddpg, and {algorithm} has none; give "
+                "--agent paper (algorithm=ddpg), too."
+            )
 
     def run(self) -> None:
         """Run the episodes that the run still lacks, from its newest checkpoint on.

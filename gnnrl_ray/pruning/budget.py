@@ -181,6 +181,21 @@ class Budget:
             low, high = np.where(fits, low, middle), np.where(fits, middle, high)
         return self.round(start + high * (end - start))
 
+    def slopes(self, widths: np.ndarray) -> np.ndarray:
+        """Return float [..., G]: what one more channel of each group costs.
+
+        As shares of what is allowed, summed over all limits.
+
+        Args:
+            widths: int [..., G].
+        """
+        wider = widths[..., None, :] + np.eye(widths.shape[-1], dtype=np.int64)
+        each = [
+            (limit.cost(wider) - limit.cost(widths)[..., None]) / limit.allowed
+            for limit in self.limits
+        ]
+        return np.sum(each, axis=0)
+
     def project(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         """Return the widest widths on the way from ``start`` to ``end`` in the budget.
 
