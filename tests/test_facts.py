@@ -17,7 +17,7 @@ def facts_of(name, levels=2):
 
 def test_of_a_resnet():
     groups, facts = facts_of("resnet20")
-    assert facts.values.shape == (12, 10)
+    assert facts.values.shape == (12, 11)
     assert facts.streams.sum() == 3  # one a stage
     assert facts.stages.max() == 2
     assert np.array_equal(2 ** (10 * facts.values[:, 6]), 32.0**2 / 4 ** (2 - facts.stages))
@@ -40,8 +40,10 @@ def test_groups_that_are_alike_differ_only_in_their_place():
         assert (np.diff(rows[:, place]) > 0).all()
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "vgg16", "shufflenet_v1", "gated"])
-@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [("mobilenet_v2", 1), ("resnet20", 3), ("shufflenet_v1", 2), ("gated", 2)],
+)
 def test_every_group_has_facts(name, levels):
     groups, facts = facts_of(name, levels)
     assert np.isfinite(facts.values).all()
@@ -55,7 +57,19 @@ def test_importance_is_a_fact():
     graph = HierarchicalGraph(trace(network, shape))
     widths = graph.groups.widths
     even = GroupFacts.of(graph, [np.ones(w) for w in widths]).values
-    assert np.allclose(even[:, 7:], 0)
+    assert np.allclose(even[:, 7:10], 0)
     one = GroupFacts.of(graph, [np.eye(1, w)[0] for w in widths]).values
-    assert np.allclose(one[:, 7:], [0.75, 0.5, 0.25])
+    assert np.allclose(one[:, 7:10], [0.75, 0.5, 0.25])
     assert np.array_equal(one[:, :7], even[:, :7])
+
+
+def test_sensitivity_is_a_fact():
+    network, shape = build("resnet20")
+    graph = HierarchicalGraph(trace(network, shape))
+    facts = GroupFacts.of(graph, sensitivities=np.exp(np.arange(12.0)))
+    assert facts.sensitivity == pytest.approx((np.arange(12) - 5.5) / np.arange(12).std())
+    assert np.allclose(facts.values[:, 10], facts.sensitivity)
+    assert not GroupFacts.of(graph).sensitivity.any()
+    # A group that the loss does not know of is a number, too.
+    nothing = GroupFacts.of(graph, sensitivities=np.r_[0.0, np.ones(11)])
+    assert np.isfinite(nothing.values).all()

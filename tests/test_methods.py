@@ -324,7 +324,9 @@ def test_global_chooses_as_torch_pruning_does(ratio, seed, digits):
 
 AGENTS = [
     ("amc", {}), ("gnn-rl", {"encoder": "mlp"}), ("gnn-rl", {"algorithm": "sac"}),
-    ("gnn-rl", {"encoder": "mlp", "algorithm": "ddpg"}),
+    pytest.param(
+        "gnn-rl", {"encoder": "mlp", "algorithm": "ddpg"}, marks=pytest.mark.slow
+    ),
     pytest.param("agmc", {}, marks=pytest.mark.slow),  # and with it mean pooling
 ]  # fmt: skip
 

@@ -54,9 +54,8 @@ class GroupFacts:
         streams = ~inside_blocks(groups)
         layers = groups.layers
         macs = graph.costs.layer_macs(groups.widths) / graph.costs.dense
-        sensitivity = _standardised(
-            groups.widths if sensitivities is None else sensitivities
-        )
+        alike = np.ones(len(groups.widths))
+        sensitivity = _standardised(alike if sensitivities is None else sensitivities)
         rows = []
         for group, (width, stream) in enumerate(zip(groups.widths, streams, strict=True)):
             made, read = (
