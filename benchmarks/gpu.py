@@ -188,10 +188,9 @@ class Bench:
             self.wait()
 
         ours_seconds, bare_seconds = seconds(ours, bare, n=3)
-        rows = [row("fine-tuning epoch, keep 0.5", name, ours_seconds, "s",
+        return [row("fine-tuning epoch, keep 0.5", name, ours_seconds, "s",
                     bare=mean(ours_seconds) / mean(bare_seconds)),
                 row("replays of the step alone", name, bare_seconds, "s")]  # fmt: skip
-        return rows
 
     def together(self, name: str, count: int) -> list[Row]:
         """Steps of several networks side by side, in steady state."""

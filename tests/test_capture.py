@@ -48,21 +48,24 @@ def test_a_step_in_the_same_memory_is_the_same_step(digits, precision):
         assert torch.allclose(first, second, rtol=1e-3, atol=1e-5)
 
 
+def trained(steps, split, together, **how):
+    """Networks after so many steps each, together or one after the other."""
+    device, networks = split.labels.device, []
+    for seed in range(len(steps)):
+        torch.manual_seed(seed)
+        networks.append(ResNet(8).to(device))
+    each = [training(network, split, steps=count, seed=count, **how)
+            for network, count in zip(networks, steps, strict=True)]  # fmt: skip
+    if together:
+        in_turns(each, device)
+    else:
+        deque(itertools.chain(*each), 0)
+    return networks
+
+
 def test_networks_trained_in_turns_are_those_trained_alone(digits):
-    device, trained = torch.device("cpu"), []
-    for together in (False, True):
-        networks = []
-        for seed in range(3):
-            torch.manual_seed(seed)
-            networks.append(ResNet(8))
-        each = [training(network, digits.train, steps=count, seed=count)
-                for network, count in zip(networks, (3, 0, 11), strict=True)]  # fmt: skip
-        if together:
-            in_turns(each, device)
-        else:
-            deque(itertools.chain(*each), 0)
-        trained.append(networks)
-    for alone, beside in zip(*trained, strict=True):
+    both = (trained((3, 0, 11), digits.train, together) for together in (False, True))
+    for alone, beside in zip(*both, strict=True):
         for name, value in alone.state_dict().items():
             assert torch.equal(value, beside.state_dict()[name]), name
 
@@ -118,19 +121,9 @@ def test_captured_training_is_eager_training(cuda, digits):
 
 @pytest.mark.gpu
 def test_side_by_side_is_one_after_the_other(cuda, digits):
-    data, trained = digits.to(cuda), []
-    for together in (False, True):
-        networks = []
-        for seed in range(4):
-            torch.manual_seed(seed)
-            networks.append(ResNet(8).to(cuda))
-        each = [training(n, data.train, steps=30, lr=0.01) for n in networks]
-        if together:
-            in_turns(each, cuda)
-        else:
-            deque(itertools.chain(*each), 0)
-        trained.append(networks)
-    for alone, beside in zip(*trained, strict=True):
+    split = digits.to(cuda).train
+    both = (trained((30,) * 4, split, together, lr=0.01) for together in (False, True))
+    for alone, beside in zip(*both, strict=True):
         for name, value in alone.state_dict().items():
             off = (value - beside.state_dict()[name]).float().norm()
             # Sums on a GPU have no order, so that two runs of one training differ, too.

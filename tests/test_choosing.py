@@ -46,7 +46,7 @@ def known(objective):
 def config(known, **changes):
     return (
         DDPGConfig()
-        .environment(PruningEnv, env_config={"objective": lambda: known})
+        .environment(PruningEnv, env_config={"objective": lambda: known, "facts": True})
         .training(algorithm="wolpertinger", gamma=1.0, **SETTINGS | changes)
         .debugging(seed=changes.pop("seed", 0), log_level="ERROR")
     )

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gnnrl_ray import trace
-from gnnrl_ray.pruning.importance import IMPORTANCES, rank
+from gnnrl_ray.pruning.importance import IMPORTANCES, importances, rank
 from gnnrl_ray.zoo import build_network
 
 MADE = ("conv1", "layer1.0.conv2")  # the layers of ResNet-8's first group
@@ -111,3 +111,15 @@ def test_convolutions_in_groups_stay_balanced_before_and_after_a_shuffle():
         for order in permutations(range(3))
     )
     assert score[ranking[g][:3]].sum() == pytest.approx(best)
+
+
+def test_large_images_are_differentiated_in_parts(network, groups, digits, monkeypatch):
+    batch = next(digits.train.batches(50, torch.Generator().manual_seed(0)))
+    whole = importances(network, groups, "taylor", batch=batch)
+    monkeypatch.setattr("gnnrl_ray.pruning.importance._PIXELS", 7 * 32 * 32 + 5)
+    sizes = []
+    network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    parts = importances(network, groups, "taylor", batch=batch)
+    assert sizes == [7] * 7 + [1]
+    for one, other in zip(whole, parts, strict=True):
+        assert np.allclose(one, other, rtol=1e-3, atol=1e-9 + 1e-4 * one.max())

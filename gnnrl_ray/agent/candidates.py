@@ -99,11 +99,8 @@ class Candidates:
             action: float [G], ratios that the actor proposes.
             generator: of the draws.
         """
-        best, box = (
-            history.ratios[history.scores.argmax()],
-            box_of(history.scores, len(action)),
-        )
-        count = len(best)
+        best, count = history.ratios[history.scores.argmax()], len(action)
+        box = box_of(history.scores, count)
         share = max(0.25, _MOVED / count)
 
         def near(middle: np.ndarray, many: int) -> np.ndarray:

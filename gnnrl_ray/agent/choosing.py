@@ -157,8 +157,8 @@ class ChoosingModule(TorchRLModule, InferenceOnlyAPI):
         space, settings = self.observation_space, self.model_config
         if getattr(space, "facts", None) is None:
             raise InputError(
-                "--agent algorithm=wolpertinger chooses among candidates of a network; in "
-                "this environment use ddpg or sac."
+                "--agent algorithm=wolpertinger chooses among candidates of a network, "
+                "whose environment has `facts`; in this one use ddpg or sac."
             )
         self._candidates = Candidates(space.budget, space.facts)
         self._dense = space.budget.groups.widths

@@ -64,11 +64,13 @@ class PruningEnv(gym.Env):
             its whole budget; ``max_steps`` (default 8); ``on_timeout`` (default
             ``"fit"``): what happens there: all groups are scaled down to the budget,
             or, with ``"penalty"``, the reward is -1 and there is no outcome;
-            ``levels`` (default 2) of the graph.
+            ``levels`` (default 2) of the graph; ``facts`` (default False): whether the
+            observation space has those of the groups, which take a backward pass.
     """
 
     def __init__(self, config: dict) -> None:
         settings = {"fit": True, "max_steps": 8, "on_timeout": "fit", "levels": 2}
+        settings["facts"] = False
         settings |= config
         if settings["on_timeout"] not in TIMEOUTS:
             raise InputError(
@@ -83,10 +85,14 @@ class PruningEnv(gym.Env):
         self.observation_space = GraphBox(
             self._graph.shape,
             self._graph.levels,
-            GroupFacts.of(self._graph, self.objective.scores, self.objective.sensitivities),
+            self._facts() if settings["facts"] else None,
             self.objective.budget,
         )
         self.action_space = gym.spaces.Box(0.0, 1.0, (count,), np.float32)
+
+    def _facts(self) -> GroupFacts:
+        objective = self.objective
+        return GroupFacts.of(self._graph, objective.scores, objective.sensitivities)
 
     def reset(
         self, *, seed: int | None = None, options: dict | None = None

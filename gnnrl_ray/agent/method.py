@@ -116,7 +116,9 @@ class Agent:
             objective: a function that returns it.
         """
         names = ("fit", "on_timeout", "max_steps", "levels")
-        return {"objective": objective} | {n: getattr(settings, n) for n in names}
+        chooses = (cls.defaults | settings.agent)["algorithm"] == "wolpertinger"
+        own = {name: getattr(settings, name) for name in names}
+        return {"objective": objective, "facts": chooses} | own
 
     @classmethod
     def config(cls, settings: SearchSettings, shared: SharedObjective) -> DDPGConfig:

@@ -89,6 +89,7 @@ def _concentration(scores: np.ndarray) -> np.ndarray:
 
 def _standardised(sensitivities: np.ndarray) -> np.ndarray:
     """Return the logarithms, of mean 0 and deviation 1; zeros where all are alike."""
+    sensitivities = np.nan_to_num(sensitivities)  # of a network that has lost itself
     logs = np.log(np.maximum(sensitivities, 1e-12 * np.max(sensitivities) + 1e-300))
     return (logs - logs.mean()) / max(logs.std(), 1e-6)
 

@@ -26,6 +26,7 @@ _WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     # How far a filter is from all others: https://arxiv.org/abs/1811.00250
     "median": lambda weights: torch.cdist(weights, weights).sum(1),
 }
+_PIXELS = 2**18  # of images that a gradient is taken of at once: 256 of CIFAR
 IMPORTANCES = (*_WEIGHTS, "bn", "taylor", "random")
 
 
@@ -126,19 +127,27 @@ def _tensors(network: nn.Module, groups: ChannelGroups) -> dict[str, Tensor]:
 
 
 def _slopes(network: nn.Module, tensors: dict, batch: Batch) -> dict[str, Tensor]:
-    """The loss's gradient with respect to each of ``tensors``, on one batch."""
+    """The loss's gradient with respect to each of ``tensors``, on one batch.
+
+    Of large images, in parts: what a backward pass keeps of 256 of them fills a machine.
+    """
     images, labels = batch
     parameters = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
-    some = next(iter(parameters.values()))
-    with evaluating(network), torch.enable_grad():
-        logits = torch.func.functional_call(
-            network, parameters, (images.to(some.device, some.dtype),)
-        )
-        loss = F.cross_entropy(logits, labels.to(some.device))
-        found = torch.autograd.grad(
-            loss, list(parameters.values()), allow_unused=True, materialize_grads=True
-        )
-    return dict(zip(parameters, found, strict=True))
+    some, height, width = next(iter(parameters.values())), *images.shape[-2:]
+    size = max(1, _PIXELS // (height * width))
+    slopes = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    for part, own in zip(images.split(size), labels.split(size), strict=True):
+        with evaluating(network), torch.enable_grad():
+            logits = torch.func.functional_call(
+                network, parameters, (part.to(some.device, some.dtype),)
+            )
+            loss = F.cross_entropy(logits, own.to(some.device)) * (len(own) / len(labels))
+            found = torch.autograd.grad(
+                loss, list(parameters.values()), allow_unused=True, materialize_grads=True
+            )
+        for slope, more in zip(slopes.values(), found, strict=True):
+            slope += more
+    return slopes
 
 
 def _filters(groups: ChannelGroups, tensors: dict[str, Tensor]) -> list[Tensor]:
