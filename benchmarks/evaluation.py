@@ -102,7 +102,7 @@ def _network(name: str, data: Data) -> Iterator[Row]:
             [images / s for s in times], "images/s",
             plain=mean(reference) / mean(times), limit=limit / mean(times),
         )  # fmt: skip
-    graph, kept = symbolic(network, groups.input_shape), keep(rank(network, groups), half)
+    graph, kept = symbolic(network, groups.input_shapes), keep(rank(network, groups), half)
     masks, build = seconds(
         lambda: masked(network),
         lambda: fuse(remove(graph, groups, kept), data.input_shape, dtype),

@@ -177,6 +177,16 @@ def small(num_classes):
 def odd():
     first, second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
     return nn.Sequential(first, second, Sorted(), nn.Conv2d(8, 4, 1))
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 8, 3), nn.Conv2d(1, 8, 3)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, left, right):
+        return self.head(self.left(left) + self.right(right)).mean((2, 3))
 """
 
 
@@ -209,6 +219,10 @@ def test_inspect_other_networks(command, home, mine):
     assert code == 0
     assert "features.0" in json.loads(out)["groups"]
     assert "<svg" in (home / "picture.svg").read_text()
+    several = ("--input-shape", "3,9,9", "--input-shape", "1,9,9", "--json")
+    code, out, _ = command("inspect", "--network", f"{mine}:Pair", *several)
+    assert code == 0
+    assert json.loads(out)["groups"]["left"]["made"] == ["left", "right"]
     for wrong in (("--input-shape", "3,32"), ("--draw", "a.jpg"), ("--classes", "0")):
         assert command("inspect", *wrong)[0] == 2
 

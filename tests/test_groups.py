@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from helpers.networks import count_macs
 from helpers.widths import cut, random_widths
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gnnrl_ray import Costs, HierarchicalGraph, mask, prune
+from gnnrl_ray.agent.mgnn import GraphEncoder
 from gnnrl_ray.display.report import describe
 from gnnrl_ray.tracing.groups import trace
 from gnnrl_ray.tracing.operations import FIXED, ZERO, select_channels
@@ -308,6 +310,78 @@ def test_groups_that_are_to_be_kept(network, groups):
 def test_a_wrong_input_shape_is_named(network):
     with pytest.raises(TraceError, match=r"on an image of shape \(1, 32, 32\)"):
         trace(network, (1, 32, 32))
+
+
+class Fused(nn.Module):
+    """Two images of different sizes, and facts about them that may be there."""
+
+    def __init__(self):
+        super().__init__()
+        self.colour = nn.Conv2d(3, 12, 3, padding=1)
+        self.depth = nn.Conv2d(1, 12, 3, stride=2, padding=1)
+        self.both, self.facts = nn.Conv2d(12, 10, 3, padding=1), nn.Linear(5, 10)
+        self.head = nn.Linear(10, 4)
+
+    def forward(self, colour, depth, facts=None):
+        x = F.relu(self.colour(colour))
+        x = x + F.interpolate(F.relu(self.depth(depth)), size=x.shape[-2:])
+        x = F.relu(self.both(x)).mean((2, 3))
+        return self.head(x if facts is None else x + self.facts(facts))
+
+
+class Stacked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(4, 8, 3), nn.Conv2d(8, 3, 1)
+
+    def forward(self, *images):
+        return self.head(F.relu(self.stem(torch.cat(images, 1)))).mean((2, 3))
+
+
+class Siamese(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3))
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, left, right):
+        return self.head((self.features(left) - self.features(right)).abs().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("network", "shapes", "names"),
+    [
+        (Fused, ((3, 16, 16), (1, 32, 32)), ("colour", "both")),
+        (Fused, ((3, 16, 16), (1, 32, 32), (5,)), ("colour", "both")),
+        (Stacked, [[3, 8, 8], [1, 8, 8]], ("stem",)),
+        (Siamese, ((3, 9, 9), (3, 9, 9)), ("features.0", "features.2")),
+    ],
+)
+def test_a_network_may_take_several_images(network, shapes, names):
+    network = network().double().eval()
+    groups = trace(network, shapes)
+    assert groups.names == names
+    images = [torch.randn(2, *shape, dtype=torch.double) for shape in shapes]
+    widths = np.maximum(1, groups.widths // 2)
+    smaller = prune(network, groups, widths)
+    assert type(smaller) is type(network)
+    expected = mask(network, groups, widths)(*images)
+    assert torch.allclose(smaller(*images), expected, rtol=1e-8, atol=1e-12)
+    with FlopCounterMode(display=False) as counter:
+        smaller(*images)
+    assert 2 * Costs(groups).macs(widths) == counter.get_total_flops() // 2
+    for levels in (1, 2, 3):
+        graph = HierarchicalGraph(groups, levels)
+        encoder = GraphEncoder(graph.levels, graph.shape[1])
+        features = torch.from_numpy(graph.features(np.stack([widths, groups.widths])))
+        pruned, dense = encoder(encoder.plan(features))
+        assert not torch.allclose(pruned, dense)
+
+
+def test_too_few_and_too_many_images_are_named():
+    for shapes in (((3, 16, 16),), ((3, 16, 16), (1, 32, 32), (5,), (5,))):
+        with pytest.raises(TraceError, match="cannot be run on .*forward"):
+            trace(Fused(), shapes)
 
 
 @pytest.mark.parametrize("bad", [0, 17, 1.5])

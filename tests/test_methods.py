@@ -210,7 +210,7 @@ def test_fp_keeps_what_is_sensitive(network, groups, digits, monkeypatch):
     method.losses()
     assert len(probes) == method.probes(groups)
     losses, evaluator = method.losses(), Evaluator(digits.validation, EvaluationMode())
-    dense = evaluator(symbolic(network, groups.input_shape)).accuracy
+    dense = evaluator(symbolic(network, groups.input_shapes)).accuracy
     for g in range(len(groups.widths)):
         for n, ratio in enumerate(DROPPED, 1):
             widths = groups.widths.copy()

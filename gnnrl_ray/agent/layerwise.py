@@ -63,7 +63,7 @@ class LayerwiseEnv(gym.Env):
     def _input_size(self, op: Operation) -> int:
         parent = op.parents[0]
         if parent < 0:
-            return int(np.prod(self._budget.groups.input_shape[1:]))
+            return self._budget.groups.input_size
         return self._budget.groups.operations[parent].size
 
     def reset(

@@ -25,8 +25,11 @@ from gnnrl_ray.zoo import build_network
 def inspect_command(
     network: Annotated[str, typer.Option(help="As for `gnnrl-ray search`.")] = "resnet20",
     input_shape: Annotated[
-        str, typer.Option(metavar="C,H,W", help="Of one image.")
-    ] = "3,32,32",
+        list[str],
+        typer.Option(
+            metavar="C,H,W", help="Of an image; again for each that the network takes."
+        ),
+    ] = ("3,32,32",),  # type: ignore[assignment]
     classes: Annotated[int, typer.Option(min=1, max=10**6, help="Of the network.")] = 10,
     keep: Annotated[
         str | None, typer.Option(metavar="REGEX", help="As for `gnnrl-ray search`.")
@@ -44,11 +47,11 @@ def inspect_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show channel groups, motifs and costs: what would be pruned, and why not."""
-    shape = parse_shape(input_shape)
+    shapes = [parse_shape(shape) for shape in input_shape]
     if draw is not None and draw.suffix not in (".svg", ".png"):
         raise InputError(f"--draw {draw} must end in .svg or .png.")
-    built = build_network(network, classes, shape[-1])
-    groups = trace(built, shape, keep=keep, skip_untraceable=skip_untraceable)
+    built = build_network(network, classes, shapes[0][-1])
+    groups = trace(built, shapes, keep=keep, skip_untraceable=skip_untraceable)
     graph = HierarchicalGraph(groups, levels)
     if draw is not None:
         draw_graph(graph, network, draw)

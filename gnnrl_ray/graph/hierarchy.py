@@ -122,8 +122,9 @@ class HierarchicalGraph:
     def _edge_channels(self, widths: np.ndarray) -> np.ndarray:
         """[..., E, 2]: channels of the state that an edge leaves and of its end."""
         out = self.costs.channels(widths)
-        image = np.full((*out.shape[:-1], 1), self.groups.input_shape[0])
-        out = np.concatenate([out, image], -1)  # entry -1 is the network's input
+        # Entry -1 is what the network is given, be it one image or several.
+        given = sum(shape[0] for shape in self.groups.input_shapes)
+        out = np.concatenate([out, np.full((*out.shape[:-1], 1), given)], -1)
         return np.stack([out[..., self._sources], out[..., self.edges]], -1)
 
     def _edge_macs(self, widths: np.ndarray) -> np.ndarray:

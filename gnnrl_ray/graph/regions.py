@@ -129,8 +129,7 @@ def _chains(groups: ChannelGroups, block: Span, readers: Counter[int]) -> list[S
 
 def stride(groups: ChannelGroups, i: int) -> float:
     """Return how much smaller operation ``i`` makes the image, along one side."""
-    op = groups.operations[i]
-    image = int(np.prod(groups.input_shape[1:]))
+    op, image = groups.operations[i], groups.input_size
     before = [image if p < 0 else groups.operations[p].size for p in op.parents]
     return max(1.0, (before[0] / op.size) ** 0.5)
 

@@ -23,7 +23,13 @@ from gnnrl_ray.tracing.operations import (
     Operation,
     select_channels,
 )
-from gnnrl_ray.tracing.symbolic import ShapeRun, TraceError, get_tensor, unwrapped
+from gnnrl_ray.tracing.symbolic import (
+    InputShape,
+    ShapeRun,
+    TraceError,
+    get_tensor,
+    unwrapped,
+)
 
 
 def keep(ranking: Iterable[np.ndarray], widths: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -140,7 +146,7 @@ def deliver(
     macs = expected.check(result, "the pruned graph")
     if load is not None:
         load(result, smaller)
-        expected = Reference.of(result, groups.input_shape)
+        expected = Reference.of(result, groups.input_shapes)
     try:
         alike = expected.check(smaller, "the network's own code on fewer channels") == macs
     except TraceError:
@@ -149,7 +155,7 @@ def deliver(
     more = len(list(smaller.parameters())) > len(list(result.parameters()))
     if alike and more and trains(unwrapped(network), expected):
         alike = trains(smaller, expected)
-    return smaller if alike else _without_us(result, groups.input_shape)
+    return smaller if alike else _without_us(result, groups.input_shapes)
 
 
 def _silent(
@@ -162,7 +168,7 @@ def _silent(
     padded with others must be zero themselves.
     """
     if any(op.padded and not flags[op.inputs].all() for op in groups.operations):
-        return Reference.of(silence(network, groups, kept), groups.input_shape)
+        return Reference.of(silence(network, groups, kept), groups.input_shapes)
     graph, zeroed = groups.graph_of(network), {}
     for op in groups.layers:
         layout = groups.layouts[op.weight]
@@ -178,10 +184,10 @@ def _silent(
             block[~there] = 0
             block[:, ~read] = 0
         zeroed[op.weight] = weight
-    return Reference.of(unwrapped(network), groups.input_shape, zeroed)
+    return Reference.of(unwrapped(network), groups.input_shapes, zeroed)
 
 
-def _without_us(graph: fx.GraphModule, input_shape: tuple[int, ...]) -> fx.GraphModule:
+def _without_us(graph: fx.GraphModule, input_shape: InputShape) -> fx.GraphModule:
     """Let ``graph`` select channels with torch alone, to be loaded where we are not."""
     values = ShapeRun(graph).run_on(input_shape).values
     for node in list(graph.graph.nodes):

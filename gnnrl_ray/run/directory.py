@@ -298,7 +298,7 @@ class Run:
                     name: index.tolist()
                     for name, index in zip(groups.names, kept, strict=True)
                 },
-                "input_shape": list(groups.input_shape),
+                "input_shape": list(groups.input_shapes[0]),
             },
         )
 

@@ -9,7 +9,13 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from gnnrl_ray.tracing.proxies import tensors_in
-from gnnrl_ray.tracing.symbolic import TraceError, evaluating, images_like
+from gnnrl_ray.tracing.symbolic import (
+    InputShape,
+    TraceError,
+    cannot_run,
+    evaluating,
+    images_like,
+)
 
 _IMAGES = 3  # other than a trace's: nothing may hold for one number of images alone
 _TOLERANCE = 1e-3  # of the largest number; what is wrong is wrong by far more
@@ -23,14 +29,14 @@ class Reference:
     Attributes:
         network: itself.
         tensors: what stands in place of some of its parameters, by their names.
-        images: [B, C, H, W].
+        images: [B, C, H, W], one for each that it takes.
         outputs: its tensors, in order.
         macs: multiply-accumulates for one image.
     """
 
     network: nn.Module
     tensors: Mapping[str, Tensor]
-    images: Tensor
+    images: tuple[Tensor, ...]
     outputs: list[Tensor]
     macs: int
 
@@ -38,28 +44,27 @@ class Reference:
     def of(
         cls,
         network: nn.Module,
-        input_shape: tuple[int, ...],
+        input_shape: InputShape,
         tensors: Mapping[str, Tensor] | None = None,
     ) -> "Reference":
-        """Run ``network`` on random images of ``input_shape`` (C, H, W).
+        """Run ``network`` on random images.
 
         Args:
             network: left as it is.
-            input_shape: of one image.
+            input_shape: (C, H, W) of one image, or one such for each that it takes.
             tensors: in place of some of its parameters, by their names.
 
         Raises:
             TraceError: it does not take such images.
         """
         images = images_like(network, input_shape, _IMAGES)
-        images.normal_(generator=torch.Generator(images.device).manual_seed(0))
+        generator = torch.Generator(images[0].device).manual_seed(0)
+        for image in images:
+            image.normal_(generator=generator)
         try:
             outputs, macs = _counted(network, images, tensors or {})
         except Exception as error:
-            reason = str(error).split("\n")[0]
-            raise TraceError(
-                f"the network cannot be run on an image of shape {input_shape}: {reason}"
-            ) from error
+            raise cannot_run(input_shape, error) from error
         return cls(network, tensors or {}, images, outputs, macs)
 
     def check(self, other: nn.Module, what: str) -> int:
@@ -93,11 +98,12 @@ class Reference:
         said, and the difference is none.
         """
         try:
-            images = self.images.double()
+            images = tuple(image.double() for image in self.images)
             tensors = _in_double(self.network, self.tensors)
             ours = _run(other, images, _in_double(other, {}))
             theirs = _run(self.network, images, tensors)
-            shaken = _run(self.network, images * (1 + _ROUNDING), tensors)
+            shaken = tuple(image * (1 + _ROUNDING) for image in images)
+            shaken = _run(self.network, shaken, tensors)
             difference = _difference(ours, theirs)
             return difference if difference > 10 * _difference(shaken, theirs) else 0.0
         except Exception:  # code that insists on its own format
@@ -114,17 +120,20 @@ class Reference:
 
 
 def _counted(
-    network: nn.Module, images: Tensor, tensors: Mapping[str, Tensor]
+    network: nn.Module, images: tuple[Tensor, ...], tensors: Mapping[str, Tensor]
 ) -> tuple[list[Tensor], int]:
     """Return outputs, and multiply-accumulates for one image."""
     with FlopCounterMode(display=False) as counter:
         outputs = _run(network, images, tensors)
-    return outputs, counter.get_total_flops() // 2 // len(images)
+    return outputs, counter.get_total_flops() // 2 // len(images[0])
 
 
-def _run(network: nn.Module, images: Tensor, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+def _run(
+    network: nn.Module, images: tuple[Tensor, ...], tensors: Mapping[str, Tensor]
+) -> list[Tensor]:
+    images = tuple(image.clone() for image in images)
     with evaluating(network), torch.no_grad():
-        return tensors_in(functional_call(network, dict(tensors), (images.clone(),)))
+        return tensors_in(functional_call(network, dict(tensors), images))
 
 
 def trains(network: nn.Module, reference: Reference) -> bool:
@@ -132,7 +141,8 @@ def trains(network: nn.Module, reference: Reference) -> bool:
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     try:
         with evaluating(network), torch.no_grad(), torch.random.fork_rng():
-            functional_call(network.train(), buffers, (reference.images.clone(),))
+            images = tuple(image.clone() for image in reference.images)
+            functional_call(network.train(), buffers, images)
     except Exception:
         return False
     return True

@@ -16,17 +16,23 @@ from torch import Tensor, fx, nn
 
 from gnnrl_ray.tracing.labels import Labels, Stream, Transit, WholeError
 from gnnrl_ray.tracing.operations import FIXED, RESHAPES, ZERO, select_channels
-from gnnrl_ray.tracing.symbolic import IMAGES, TraceError, describe_node, get_tensor
+from gnnrl_ray.tracing.symbolic import (
+    IMAGES,
+    InputShape,
+    TraceError,
+    describe_node,
+    get_tensor,
+)
 
 
 def follow(
-    graph: fx.GraphModule, input_shape: tuple[int, ...], skip: bool = False
+    graph: fx.GraphModule, input_shape: InputShape, skip: bool = False
 ) -> tuple[Labels, list[str]]:
-    """Follow the channels of one image of ``input_shape`` (C, H, W) through ``graph``.
+    """Follow the channels of one image through ``graph``.
 
     Args:
         graph: of the network.
-        input_shape: (C, H, W) of one image.
+        input_shape: (C, H, W) of one image, or one such for each that it takes.
         skip: leave whole what is not understood.
 
     Returns:

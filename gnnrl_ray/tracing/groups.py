@@ -22,7 +22,14 @@ from gnnrl_ray.tracing.check import Reference
 from gnnrl_ray.tracing.effects import follow
 from gnnrl_ray.tracing.labels import Labelled, Labels
 from gnnrl_ray.tracing.operations import FIXED, Layout, Operation
-from gnnrl_ray.tracing.symbolic import closed_in, get_tensor, symbolic, unwrapped
+from gnnrl_ray.tracing.symbolic import (
+    InputShape,
+    closed_in,
+    get_tensor,
+    shapes_of,
+    symbolic,
+    unwrapped,
+)
 
 _PATTERN_SECONDS = 1  # for one name; some patterns need ages
 
@@ -39,7 +46,7 @@ class ChannelGroups:
         multiple_of: int64 [G], what widths are multiples of: a convolution in groups
             keeps equally many channels in each.
         operations: the whole dataflow, in execution order.
-        input_shape: (C, H, W) of one image.
+        input_shapes: (C, H, W) of each image that the network takes at once.
         layouts: where the channels are in parameters and buffers, by their names.
         fixed_params: parameters that have no channels, which no candidate is without; what
             is there for training alone, as an auxiliary classifier, is not counted.
@@ -55,7 +62,7 @@ class ChannelGroups:
     widths: np.ndarray
     multiple_of: np.ndarray
     operations: tuple[Operation, ...]
-    input_shape: tuple[int, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
     layouts: Mapping[str, Layout]
     fixed_params: int
     fixed_macs: int
@@ -76,7 +83,12 @@ class ChannelGroups:
         network = unwrapped(network)
         if self._graph is not None and _shares_weights(self._graph, network):
             return self._graph
-        return symbolic(network, self.input_shape, self.closed)
+        return symbolic(network, self.input_shapes, self.closed)
+
+    @property
+    def input_size(self) -> int:
+        """Pixels of the largest image that the network takes."""
+        return max(int(np.prod(shape[1:])) for shape in self.input_shapes)
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -122,7 +134,7 @@ class ChannelGroups:
 
 def trace(
     network: nn.Module,
-    input_shape: tuple[int, ...],
+    input_shape: InputShape,
     *,
     keep: str | None = None,
     skip_untraceable: bool = False,
@@ -133,7 +145,8 @@ def trace(
     Args:
         network: any CNN that ``torch.fx`` can trace, or its graph (see
             :func:`~gnnrl_ray.tracing.symbolic.symbolic`); left as it is.
-        input_shape: (C, H, W) of one image.
+        input_shape: (C, H, W) of one image; of a network that takes several at once, one
+            such for each.
         keep: regular expression; groups with a layer whose name it matches stay whole.
         skip_untraceable: leave whole what cannot be traced or is not understood.
         check: whether the graph returns what the network does, on random images, and as
@@ -143,7 +156,7 @@ def trace(
         TraceError: names the module, the operation and the line that is not understood.
         InputError: ``keep`` is no regular expression, matches no layer, or takes ages.
     """
-    input_shape, network = tuple(input_shape), unwrapped(network)
+    input_shape, network = shapes_of(input_shape), unwrapped(network)
     reference = Reference.of(network, input_shape)
     graph = symbolic(network, input_shape, skip=skip_untraceable)
     labels, left = follow(graph, input_shape, skip_untraceable)
@@ -309,7 +322,7 @@ class _Grouping:
             np.array(widths, int),
             np.ones(len(widths), int),
             tuple(labelled.numbered(number) for labelled in labels.operations),
-            labels.input_shape,
+            shapes_of(labels.input_shape),
             {name: layout.numbered(number) for name, layout in labels.layouts.items()},
             0,
             0,

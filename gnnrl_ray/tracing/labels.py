@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from gnnrl_ray.tracing.operations import FIXED, NO_CHANNELS, Layout, Operation
 from gnnrl_ray.tracing.symbolic import (
     IMAGES,
+    InputShape,
     ShapeRun,
     TraceError,
     describe_node,
@@ -86,7 +87,7 @@ class Labels:
 
     Args:
         graph: of the network.
-        input_shape: (C, H, W) of one image.
+        input_shape: (C, H, W) of one image, or one such for each that it takes.
 
     Attributes:
         node: the one that is being followed.
@@ -104,7 +105,7 @@ class Labels:
     """
 
     graph: fx.GraphModule
-    input_shape: tuple[int, ...]
+    input_shape: InputShape
     operations: list[Labelled] = field(default_factory=list)
     layouts: dict[str, LabelledLayout] = field(default_factory=dict)
     minted: int = 0

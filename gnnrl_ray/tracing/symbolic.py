@@ -3,7 +3,7 @@
 import copy
 import inspect
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -19,6 +19,9 @@ from gnnrl_ray.tracing.proxies import (
     tensors_in,
     values_of,
 )
+
+# (C, H, W) of one image, or one such for each image that a network takes at once.
+InputShape = Sequence[int] | Sequence[Sequence[int]]
 
 IMAGES = 2  # to trace with: of one alone, ``squeeze`` would take the batch's axis, too
 
@@ -43,10 +46,10 @@ class _Tracer(fx.Tracer):
 
     record_stack_traces = True
 
-    def __init__(self, closed: Iterable[str], image: Tensor) -> None:
+    def __init__(self, closed: Iterable[str], images: Sequence[Tensor]) -> None:
         super().__init__()
         self._closed = frozenset(closed)
-        self._image = image
+        self._images = tuple(images)
         self._aliases = Aliases()
         # What depends on what is in the image, and whether that is tensors.
         self._seen: dict[fx.Node, bool] = {}
@@ -68,9 +71,11 @@ class _Tracer(fx.Tracer):
                 self.constants[name] = vars(root).pop(name)
 
     def create_args_for_root(self, root_fn, is_module, concrete_args=None):
-        # All parameters but the first have their defaults, or are missed when it is run.
-        name = list(inspect.signature(root_fn).parameters)[1]
-        return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
+        # Parameters that get no image have their defaults, or are missed when it is run.
+        bound = inspect.signature(root_fn).bind_partial(self.root, *self._images)
+        self._inputs = dict(zip(_names(bound), self._images, strict=True))
+        inputs = [self.create_proxy("placeholder", name, (), {}) for name in self._inputs]
+        return root_fn, [self.root, *inputs]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self._closed or super().is_leaf_module(
@@ -133,7 +138,7 @@ class _Tracer(fx.Tracer):
     def _compute(self, kind: str, target, args: tuple, kwargs: dict) -> object:
         match kind:
             case "placeholder":
-                return self._image
+                return self._inputs[target]
             case "get_attr":
                 return get_tensor(self.root, target)
             case "call_module":
@@ -163,7 +168,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 def symbolic(
     network: nn.Module,
-    input_shape: tuple[int, ...],
+    input_shape: InputShape,
     closed: Iterable[str] = (),
     skip: bool = False,
 ) -> fx.GraphModule:
@@ -174,7 +179,7 @@ def symbolic(
 
     Args:
         network: left as it is; returned as it is if it is such a graph already.
-        input_shape: (C, H, W) of one image.
+        input_shape: (C, H, W) of one image, or one such for each that it takes.
         closed: modules to take as one operation each, whatever is in them.
         skip: take those that cannot be followed as closed, too; ``closed_in`` says which.
 
@@ -184,9 +189,9 @@ def symbolic(
     if isinstance(network, fx.GraphModule) and "closed" in network.meta:
         return network
     network = unwrapped(network)
-    image, closed = images_like(network, input_shape), tuple(closed)
+    images, closed = images_like(network, input_shape), tuple(closed)
     while True:
-        tracer = _Tracer(closed, image)
+        tracer = _Tracer(closed, images)
         try:
             with evaluating(network):
                 graph = tracer.trace(network)
@@ -215,14 +220,32 @@ def symbolic(
 
 
 def images_like(
-    network: nn.Module, input_shape: tuple[int, ...], count: int = IMAGES
-) -> Tensor:
-    """Return ``count`` images of zeros where ``network`` is, in its format."""
+    network: nn.Module, input_shape: InputShape, count: int = IMAGES
+) -> tuple[Tensor, ...]:
+    """Return ``count`` images of zeros of each shape, where ``network`` is, in its format."""
     weights = next(network.parameters(), None)
     if weights is None:
         raise TraceError("the network has no parameters.")
-    shape = (count, *input_shape)
-    return torch.zeros(shape, device=weights.device, dtype=weights.dtype)
+    return tuple(
+        torch.zeros(count, *shape, device=weights.device, dtype=weights.dtype)
+        for shape in shapes_of(input_shape)
+    )
+
+
+def shapes_of(input_shape: InputShape) -> tuple[tuple[int, ...], ...]:
+    """Return the shape of each image that a network takes at once."""
+    if input_shape and isinstance(input_shape[0], Sequence):
+        return tuple(tuple(shape) for shape in input_shape)
+    return (tuple(input_shape),)
+
+
+def cannot_run(input_shape: InputShape, error: Exception) -> TraceError:
+    """Say that a network does not take such images."""
+    shapes, reason = shapes_of(input_shape), str(error).split("\n")[0]
+    kind = f"an image of shape {shapes[0]}"
+    if len(shapes) > 1:
+        kind = f"images of shapes {', '.join(map(str, shapes))}"
+    return TraceError(f"the network cannot be run on {kind}: {reason}")
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -251,7 +274,7 @@ def _follow_mode(
     ):
         return
     unchanging = [str(n.target) for n in graph.nodes if n.meta.get("identity")]
-    trained = _Tracer((*closed, *unchanging), tracer._image)
+    trained = _Tracer((*closed, *unchanging), tracer._images)
     try:
         with torch.random.fork_rng(devices=[]):
             other = trained.trace(copy.deepcopy(network).train())
@@ -275,6 +298,17 @@ def _follow_mode(
 
 def _flags(node: fx.Node) -> list:
     return [*node.args, *node.kwargs.values()]
+
+
+def _names(bound: inspect.BoundArguments) -> list[str]:
+    """Return a name for each argument but the first, which is the network."""
+    (_, first), *named = bound.arguments.items()
+    more = first[1:] if isinstance(first, tuple) else ()  # of ``forward(*images)``
+    names = [f"image_{number}" for number in range(len(more))]
+    for name, value in named:
+        several = isinstance(value, tuple)
+        names += [f"{name}_{n}" for n in range(len(value))] if several else [name]
+    return names
 
 
 def _cannot_follow(module: str, error: Exception) -> TraceError:
@@ -306,21 +340,21 @@ class ShapeRun(fx.Interpreter):
         self.macs: dict[fx.Node, int] = {}
         self._counted = frozenset(counted)
 
-    def run_on(self, input_shape: tuple[int, ...]) -> "ShapeRun":
-        """Run on images of zeros of ``input_shape`` (C, H, W); returns itself.
+    def run_on(self, input_shape: InputShape) -> "ShapeRun":
+        """Run on images of zeros; returns itself.
+
+        Args:
+            input_shape: (C, H, W) of one image, or one such for each that it takes.
 
         Raises:
             TraceError: the network does not take such images.
         """
-        image = images_like(self.module, input_shape)
+        images = images_like(self.module, input_shape)
         try:
             with evaluating(self.module), torch.no_grad():
-                self.run(image)
+                self.run(*images)
         except Exception as error:
-            reason = str(error).split("\n")[0]
-            raise TraceError(
-                f"the network cannot be run on an image of shape {input_shape}: {reason}"
-            ) from error
+            raise cannot_run(input_shape, error) from error
         return self
 
     def run_node(self, n: fx.Node):
