@@ -221,7 +221,8 @@ class Bench:
         start = time.perf_counter()
         try:
             best = search(self.network(name), data, episodes=self.size.episodes,
-                          device=str(self.device), out=folder, overwrite=True)  # fmt: skip
+                          device=str(self.device), out=folder, overwrite=True,
+                          progress=False).best  # fmt: skip
         finally:
             Objective._score = score
         total = time.perf_counter() - start

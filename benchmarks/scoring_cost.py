@@ -89,10 +89,11 @@ def timed(network, data, source, out, seconds, settings) -> float:
 
     with contextlib.suppress(KeyboardInterrupt):
         search(network, data, out=out, overwrite=True, source=source, on_episode=stop,
-               episodes=_ENDLESS, **settings)  # fmt: skip
+               episodes=_ENDLESS, progress=False, **settings)  # fmt: skip
     if finalists:
         done = len(Run.open(out).journal)
-        search(network, data, out=out, resume=True, episodes=done, finalists=finalists)
+        search(network, data, out=out, resume=True, episodes=done, finalists=finalists,
+               progress=False)  # fmt: skip
     return time.process_time() - begin
 
 

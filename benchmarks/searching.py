@@ -59,7 +59,8 @@ def _episodes(
         search(
             network, data, episodes=count, finetune=finetune, device="cpu",
             agent={"warmup_episodes": warm_up}, out=f"{folder}/run",
-            on_episode=lambda done, best: ends.append(time.perf_counter()), **settings,
+            on_episode=lambda done, best: ends.append(time.perf_counter()),
+            progress=False, **settings,
         )  # fmt: skip
     # The first episode after warm-up waits for all updates that warm-up has left.
     return ends[warm_up + 1 :]

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gnnrl_ray.agent.env import PruningEnv
-    from gnnrl_ray.data import load_data
+    from gnnrl_ray.data import Data, Split, load_data
     from gnnrl_ray.errors import GnnrlError
     from gnnrl_ray.graph.hierarchy import HierarchicalGraph
+    from gnnrl_ray.jobs.result import Result
     from gnnrl_ray.jobs.searching import search
     from gnnrl_ray.pruning.budget import Budget
     from gnnrl_ray.pruning.costs import Costs
     from gnnrl_ray.pruning.removal import mask, prune
     from gnnrl_ray.run.directory import load_pruned
+    from gnnrl_ray.scoring.metric import Metric
     from gnnrl_ray.scoring.objective import Objective
     from gnnrl_ray.scoring.outcome import Outcome
     from gnnrl_ray.scoring.training import accuracy, train
@@ -30,13 +32,17 @@ __all__ = [
     "Budget",
     "ChannelGroups",
     "Costs",
+    "Data",
     "GnnrlError",
     "HierarchicalGraph",
+    "Metric",
     "Objective",
     "Outcome",
     "PruningEnv",
+    "Result",
     "SearchSettings",
     "Source",
+    "Split",
     "accuracy",
     "load_data",
     "load_network",
@@ -52,13 +58,17 @@ _HOMES = {
     "Budget": "pruning.budget",
     "ChannelGroups": "tracing.groups",
     "Costs": "pruning.costs",
+    "Data": "data",
     "GnnrlError": "errors",
     "HierarchicalGraph": "graph.hierarchy",
+    "Metric": "scoring.metric",
     "Objective": "scoring.objective",
     "Outcome": "scoring.outcome",
     "PruningEnv": "agent.env",
+    "Result": "jobs.result",
     "SearchSettings": "settings",
     "Source": "source",
+    "Split": "data",
     "accuracy": "scoring.training",
     "load_data": "data",
     "load_network": "zoo",

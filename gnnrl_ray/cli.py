@@ -22,6 +22,7 @@ COMMANDS = {
     "finetune": "Fine-tune the winner of a search.",
     "evaluate": "Measure accuracy, MACs and parameters: pruned beside dense.",
     "measure": "Measure latency and memory: pruned beside dense.",
+    "pretrain": "Let an agent learn from finished searches, before it searches.",
     "train": "Train a network on a data set, so that it can be pruned.",
     "inspect": "Show what would be pruned in a network: groups, motifs, costs.",
 }

@@ -194,13 +194,13 @@ def _plain(kind: type, value: Any) -> Any:
 
 
 def parse_finetune(given: object) -> str | int:
-    """Return ``given`` if it is ``none``, ``recalibrate`` or ``epoch``, else steps.
+    """Return ``given`` if it is one of the words, else a number of steps.
 
     Raises:
         InputError: none of these.
     """
     text = str(given)
-    if text in ("none", "recalibrate", "epoch"):
+    if text in ("none", "recalibrate", "epoch", "own"):  # of these, own in Python alone
         return text
     if text.isdecimal() and 0 < int(text) < 10**9:
         return int(text)
@@ -323,6 +323,13 @@ class SearchSettings(Checked):
         "of GNN-RL to the letter.",
         metavar="NAME=VALUE|paper",
         presets={"paper": {"algorithm": "ddpg"}},
+    )
+    from_run: str | None = setting(
+        None,
+        "Start from what the agent of another run has learnt, on whatever network: its "
+        "directory; an agent.safetensors; or pretrained, an agent that comes with the "
+        "package (see `gnnrl-ray pretrain`).",
+        metavar="RUN|FILE|pretrained",
     )
     env_runners: int = setting(
         0,

@@ -9,10 +9,11 @@ from torch import nn
 
 from gnnrl_ray.data import DATASETS, VALIDATIONS, Data, load_data
 from gnnrl_ray.data.folder import FOLDER
+from gnnrl_ray.data.loader import shapes_of
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.scoring.training import steps_per_epoch, train
 from gnnrl_ray.settings import Checked, setting
-from gnnrl_ray.zoo import NETWORKS, build_network
+from gnnrl_ray.zoo import NETWORKS, build_network, is_ours
 from gnnrl_ray.zoo.weights import fetch_weights, load_weights, save_weights, weights_path
 
 # The data set that needs no file, small enough to train a network on the spot.
@@ -49,8 +50,9 @@ class Source(Checked):
     )
     dataset: str = setting(
         EMBEDDED,
-        f"One of: {', '.join(DATASETS)} ({EMBEDDED} is embedded); or {FOLDER}PATH, with a "
-        "folder of images for each class, under train/ and val/ or without.",
+        f"One of: {', '.join(DATASETS)} ({EMBEDDED} is embedded); {FOLDER}PATH, with a "
+        "folder of images for each class, under train/ and val/ or without; or "
+        "package.module:callable, which returns loaders for training and validation.",
         parse=parse_dataset,
     )
     image_size: int | None = setting(
@@ -117,8 +119,13 @@ class Source(Checked):
     def build(self, data: Data, seed: int = 0) -> nn.Module:
         """Return the untrained network for ``data``, in evaluation mode."""
         torch.manual_seed(seed)
-        size = data.input_shape[-1]
-        return build_network(self.network, data.classes, size).eval()
+        size = shapes_of(data.input_shape)[0][-1]
+        if data.classes is None and is_ours(self.network):
+            raise InputError(
+                f"--dataset {self.dataset} does not say how many classes there are; let it "
+                "return Data.of(..., classes=K)."
+            )
+        return build_network(self.network, data.classes or 10, size).eval()
 
     def load_weights(
         self, network: nn.Module, data: Data, on_step: OnStep | None = None

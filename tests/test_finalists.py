@@ -60,7 +60,7 @@ def test_rounds_halve(count):
 def test_the_winner_is_that_of_training_by_hand(network, groups, digits, tmp_path):
     told = []
     found = search(network, digits, out=tmp_path / "run", finalists=4, **SEARCH,
-                   on_finalist=lambda *said: told.append(said))  # fmt: skip
+                   on_finalist=lambda *said: told.append(said)).best  # fmt: skip
     run = Run.open(tmp_path / "run")
     assert len(run.journal) == 6
     objective = Objective.of(
@@ -117,10 +117,10 @@ def test_they_go_on_where_they_were_and_train_nothing_twice(
 
 
 def test_a_search_that_is_over_gets_finalists(network, digits, tmp_path):
-    best = search(network, digits, out=tmp_path / "run", **SEARCH)
+    best = search(network, digits, out=tmp_path / "run", **SEARCH).best
     assert Run.open(tmp_path / "run").best()["finalist"] is None
     for _ in range(2):
-        found = search(network, digits, out=tmp_path / "run", resume=True, finalists=3)
+        found = search(network, digits, out=tmp_path / "run", resume=True, finalists=3).best
         run = Run.open(tmp_path / "run")
         assert len(trained(tmp_path / "run")) == 5  # 3 and 2
         assert run.settings.finalists == 3

@@ -380,7 +380,7 @@ def test_a_network_may_take_several_images(network, shapes, names):
 
 def test_too_few_and_too_many_images_are_named():
     for shapes in (((3, 16, 16),), ((3, 16, 16), (1, 32, 32), (5,), (5,))):
-        with pytest.raises(TraceError, match="cannot be run on .*forward"):
+        with pytest.raises(TraceError, match=r"cannot be run on .*forward"):
             trace(Fused(), shapes)
 
 

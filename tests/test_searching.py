@@ -27,7 +27,7 @@ def short(network, digits, tmp_path):
             "precision": "float32",  # what is fastest is not for tests to depend on
             "out": tmp_path / "run",
         } | settings
-        return search(network, digits, method=method, **settings)
+        return search(network, digits, method=method, progress=False, **settings).best
 
     return short
 

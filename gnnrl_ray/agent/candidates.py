@@ -19,6 +19,7 @@ _SENSITIVITY, _VARIED, _RULE = 0.8, 0.4, 1.2
 # How many candidates are near the best, as near with groups of a stage moved together or
 # all as the loss is sensitive to them, near the actor's action, and anywhere.
 _NEAR, _TOGETHER, _TILTED, _PROPOSED, _ANYWHERE = 600, 250, 50, 150, 150
+_STEP = 1.5  # channels that the box lets every group move by
 _MOVED = 6  # groups that are moved on average, or a quarter of them if that is more
 # The box: half its side, as a ratio; its factor after so many successes in a row, or as
 # many failures as a share of the groups.
@@ -100,7 +101,9 @@ class Candidates:
             generator: of the draws.
         """
         best, count = history.ratios[history.scores.argmax()], len(action)
-        box = box_of(history.scores, count)
+        side = box_of(history.scores, count)
+        # Of narrow groups, less than a channel would be no move at all.
+        box = np.maximum(side, _STEP / self.budget.groups.widths)
         share = max(0.25, _MOVED / count)
 
         def near(middle: np.ndarray, many: int) -> np.ndarray:
@@ -109,29 +112,32 @@ class Candidates:
             return middle + moved * generator.uniform(-box, box, (many, count))
 
         kinds = self._together.max() + 1
-        shifts = generator.normal(0, box, (_TOGETHER, kinds))
+        shifts = generator.normal(0, side, (_TOGETHER, kinds))
         shifts *= generator.random(shifts.shape) < 0.5
-        tilted = generator.normal(0, box, (_TILTED, 1)) * self._facts.sensitivity
+        tilted = generator.normal(0, side, (_TILTED, 1)) * self._facts.sensitivity
         drawn = np.concatenate([
             near(best, _NEAR), best + shifts[:, self._together], best + tilted,
             near(action, _PROPOSED), action[None], self.anywhere(_ANYWHERE, generator),
         ])  # fmt: skip
         return np.unique(self.budget.reach_all(drawn), axis=0)
 
-    def first_new(self, widths: np.ndarray, history: History) -> np.ndarray:
+    def first_new(
+        self, widths: np.ndarray, history: History, generator: np.random.Generator
+    ) -> np.ndarray:
         """Return the first of ``widths`` int [N, G] that is not known, all budget used.
 
         Using what rounding has left of the budget makes some of them the same. If all are
-        known, it is the first of them.
+        known, it is one from anywhere.
         """
         dense = self.budget.groups.widths
         known = {tuple(row) for row in np.rint(dense * (1 - history.ratios)).astype(int)}
-        full = self._full(widths[0])
         for row in widths:
+            if tuple(row) in known:
+                continue
             found = self._full(row)
             if tuple(found) not in known:
                 return found
-        return full
+        return self._full(self.budget.reach(self.anywhere(1, generator)[0]))
 
     def _full(self, widths: np.ndarray) -> np.ndarray:
         """Return the candidate [G] that the environment makes of ``widths`` [G]."""

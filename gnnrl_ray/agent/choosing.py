@@ -9,7 +9,7 @@ Axis letters: B batch, G groups, N candidates, S distinct states, D embedding di
 F facts, H hidden, K critics.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,15 @@ from torch import Tensor, nn
 from gnnrl_ray.agent.candidates import Candidates, History
 from gnnrl_ray.agent.ddpg import Q_OF_ACTOR, QF_LOSS_KEY, DDPGLearner, Q, encoder_of
 from gnnrl_ray.agent.mgnn import GraphEncoder, Plan, perceptron
+from gnnrl_ray.agent.transfer import apply, start_from
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.graph.facts import GroupFacts
 
 _CRITICS, _HIDDEN = 5, 32
 _CURIOSITY = 0.5  # standard deviations of the critics
 _AT_ONCE = 2**15  # groups of candidates that critics look at at once
-_TRIED = 20  # of the most promising, until one is new
+_TRIED = 200  # of the most promising, until one is new
+_BACK = 10.0  # times the step size: how far critics are drawn to where they began
 _LEAST_KEPT = 0.03  # below which shares look alike
 
 
@@ -168,6 +170,9 @@ class ChoosingModule(TorchRLModule, InferenceOnlyAPI):
 
         self.actor = GroupActor(encoder(), settings["hidden"])
         self.critic = Critics(encoder(), space.facts.stages, _HIDDEN)
+        self.initial: dict[str, Tensor] = {}
+        if settings["initial"] and not self.inference_only:
+            self.initial = start_from(self, settings["initial"])
         # Set anew for each episode by the env runner.
         self.episode = 0
         self.generator = np.random.default_rng(0)
@@ -213,7 +218,7 @@ class ChoosingModule(TorchRLModule, InferenceOnlyAPI):
         else:
             worth = values.mean(0) + _CURIOSITY * values.std(0)
         promising = near[worth.topk(min(_TRIED, len(near))).indices.cpu().numpy()]
-        return self._candidates.first_new(promising, self.history)
+        return self._candidates.first_new(promising, self.history, self.generator)
 
     def _forward_train(self, batch: dict, **_: Any) -> dict:
         plan = self.actor.encoder.encoder.plan(batch[Columns.OBS])
@@ -248,9 +253,28 @@ class ChoosingLearner(DDPGLearner):
 
     optimizer = torch.optim.AdamW
 
+    def apply_gradients(self, gradients_dict: dict) -> None:
+        """Take the step; critics that began elsewhere are drawn back there a little.
+
+        A few scores of this network are soon learnt by heart, and what holds for all
+        networks forgotten: L2-SP, https://arxiv.org/abs/1802.01483.
+        """
+        super().apply_gradients(gradients_dict)
+        for module_id, module in self.module.items():
+            initial = module.unwrapped().initial
+            if initial:
+                rate = self.config.get_config_for_module(module_id).critic_lr
+                critic = {n: t for n, t in initial.items() if n.startswith("critic.")}
+                apply(module.unwrapped(), critic, rate * _BACK)
+
     def compute_loss_for_module(self, *, module_id, config, batch, fwd_out) -> Tensor:
         """Return the sum over critics of (y - Q(s, a))^2, less the mean of Q(s, mu(s))."""
-        missed = (fwd_out[Q] - batch[Columns.REWARDS]) ** 2
-        critic_loss, actor_loss = missed.mean(1).sum(), -fwd_out[Q_OF_ACTOR].mean()
+        critic_loss, actor_loss = loss_of(fwd_out, batch)
         self._losses = {QF_LOSS_KEY: critic_loss, POLICY_LOSS_KEY: actor_loss}
         return critic_loss + actor_loss
+
+
+def loss_of(fwd_out: Mapping, batch: Mapping) -> tuple[Tensor, Tensor]:
+    """Return what critics and actor have to make small."""
+    missed = (fwd_out[Q] - batch[Columns.REWARDS]) ** 2
+    return missed.mean(1).sum(), -fwd_out[Q_OF_ACTOR].mean()

@@ -47,6 +47,7 @@ from gnnrl_ray.agent.candidates import History
 from gnnrl_ray.agent.mgnn import Actor, Critic, GraphEncoder, VectorEncoder, WidthEncoder
 from gnnrl_ray.agent.replay import Replay
 from gnnrl_ray.agent.settings import AgentSettings
+from gnnrl_ray.agent.transfer import knowledge
 from gnnrl_ray.errors import EpisodeError, Notice
 
 Q, Q_OF_ACTOR, Q_NEXT = "q", "q_of_actor", "q_next"
@@ -150,6 +151,7 @@ class DDPGConfig(AlgorithmConfig):
         names = (
             "warmup_episodes", "noise", "noise_decay", "noise_floor",
             "hidden", "encoder", "pooling", "graph_dim", "graph_layers", "twin_q",
+            "initial",
         )  # fmt: skip
         own = {name: getattr(self, name) for name in names}
         return super()._model_config_auto_includes | own
@@ -480,6 +482,15 @@ class DDPG(Algorithm):
         batch = {Columns.OBS: torch.as_tensor(np.asarray(observation, np.float32))[None]}
         action = self._greedy.forward_inference(batch)[Columns.ACTIONS][0]
         return action.numpy().reshape(self._greedy.action_space.shape)
+
+    def knowledge(self) -> bytes:
+        """Return all parameters of the module, as a safetensors file."""
+        (found,) = self.learner_group.foreach_learner(
+            lambda learner: knowledge(learner.module[DEFAULT_MODULE_ID].unwrapped())
+        )
+        content = found.get()
+        assert isinstance(content, bytes)
+        return content
 
     def training_step(self) -> None:
         """Act, and learn meanwhile, until an episode is over."""

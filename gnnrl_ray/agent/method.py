@@ -17,14 +17,18 @@ from gnnrl_ray.actors.sharing import SharedObjective, share
 from gnnrl_ray.agent.ddpg import DDPG, DDPGConfig, Hooks
 from gnnrl_ray.agent.env import PruningEnv
 from gnnrl_ray.agent.settings import AgentSettings
+from gnnrl_ray.agent.transfer import AGENT_FILE, PRETRAINED
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.run.directory import RunError
 from gnnrl_ray.run.journal import EpisodeRecord
 from gnnrl_ray.run.task import Task
 from gnnrl_ray.settings import SearchSettings
+from gnnrl_ray.storage import Storage
 from gnnrl_ray.tracing.groups import ChannelGroups
+from gnnrl_ray.zoo.weights import read_weights
 
 _CHECKPOINT, _CHECKPOINT_EVERY = "checkpoint.zip", 10
+_INITIAL = "initial.safetensors"  # what the agent started from
 
 # What may be set of the agent.
 _RLLIBS = {"gamma", "train_batch_size_per_learner"}
@@ -87,6 +91,12 @@ class Agent:
                 f"--agent {unused.pop()} is of ddpg, and {algorithm} has none; give "
                 "--agent paper (algorithm=ddpg), too."
             )
+        if settings.from_run is not None and algorithm != "wolpertinger":
+            raise InputError(
+                f"--from-run {settings.from_run}: {algorithm} has a head for each group of "
+                "one network, which says nothing of another; leave out --from-run or "
+                "--agent."
+            )
 
     def run(self) -> None:
         """Run the episodes that the run still lacks, from its newest checkpoint on.
@@ -97,15 +107,39 @@ class Agent:
             PlacementError: the cluster has no room for the env runners.
             EpisodeError: one episode after the other has failed, or every env runner died.
         """
+        initial = self._initial()
         with connected(self._task.settings.address):
             shared = share(self._task)
             config = self.env_config(self._task.settings, lambda: self._task.objective)
             hooks = _RunHooks(self._task, self.environment(config))
-            algorithm = DDPG(self.config(self._task.settings, shared), hooks=hooks)
+            settings = self.config(self._task.settings, shared)
+            if initial is not None:
+                settings.training(initial=initial)
+                if "warmup_episodes" not in self._task.settings.agent:
+                    settings.training(warmup_episodes=1)  # the rest it knows already
+            algorithm = DDPG(settings, hooks=hooks)
             try:
                 _Session(algorithm, self._task, hooks).run()
             finally:
                 algorithm.stop()
+
+    def _initial(self) -> str | None:
+        """Return what the agent starts from, once it is in the run directory.
+
+        Raises:
+            WeightsError: there is no such agent, or it is damaged.
+        """
+        given, storage = self._task.settings.from_run, self._task.run.storage
+        if given is None:
+            return None
+        if not storage.exists(_INITIAL):
+            path = str(PRETRAINED) if given == "pretrained" else given
+            if not path.endswith(".safetensors"):
+                path = f"{path}/{AGENT_FILE}"
+            read_weights(path)  # or say what is wrong with it
+            where, _, name = path.rpartition("/")
+            storage.write(_INITIAL, Storage(where or ".").read(name))
+        return f"{storage}/{_INITIAL}"
 
     @classmethod
     def env_config(cls, settings: SearchSettings, objective: Any) -> dict:
@@ -264,6 +298,8 @@ class _Session:
 
     def _save(self) -> None:
         """Replace the checkpoint, a single file so that there is always a whole one."""
+        if self._algorithm.config.ranked:  # others know of one network alone
+            self._storage.write(AGENT_FILE, self._algorithm.knowledge())
         with tempfile.TemporaryDirectory() as scratch:
             self._algorithm.save_to_path(f"{scratch}/checkpoint")
             archive = shutil.make_archive(scratch, "zip", f"{scratch}/checkpoint")

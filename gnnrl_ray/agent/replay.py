@@ -5,7 +5,7 @@ than an update takes. Here a batch is one drawing of numbers and one stacking of
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -103,8 +103,7 @@ class Replay:
     def _normal_scores(self) -> np.ndarray:
         """Return float32 of each step: its rank as a quantile of a normal distribution."""
         if self._scores is None:
-            ranks = rankdata([step[2] for step in self._steps])
-            self._scores = norm.ppf((ranks - 0.5) / len(ranks)).astype(np.float32)
+            self._scores = normal_scores([step[2] for step in self._steps])
         return self._scores
 
     def get_state(self) -> dict:
@@ -120,3 +119,9 @@ class Replay:
         self._steps, self._lengths = deque(state["steps"]), deque(state["lengths"])
         self._generator.bit_generator.state = state["generator"]
         self._scores = None
+
+
+def normal_scores(scores: Sequence[float]) -> np.ndarray:
+    """Return float32 [H] of each: its rank as a quantile of a normal distribution."""
+    ranks = rankdata(scores)
+    return norm.ppf((ranks - 0.5) / len(ranks)).astype(np.float32)

@@ -90,6 +90,10 @@ class AgentSettings(Checked):
         2, "Rounds of message passing on each level of the m-GNN.", least=1
     )
 
+    initial: str | None = setting(
+        None, "Weights of another agent to start from (algorithm=wolpertinger)."
+    )
+
     @staticmethod
     def flag(name: str) -> str:
         """Return how a setting is written on the command line."""

@@ -11,7 +11,7 @@ from gnnrl_ray.commands.finetune import finetune_shown
 from gnnrl_ray.commands.terminal import JsonOption, QuietOption, TrustOption, errors, stop
 from gnnrl_ray.commands.train import load_weights
 from gnnrl_ray.display.panel import Panel
-from gnnrl_ray.display.report import budget_used, draw_search
+from gnnrl_ray.display.report import budget_used
 from gnnrl_ray.jobs.finetuning import Recipe
 from gnnrl_ray.jobs.searching import Search
 from gnnrl_ray.methods import method_of
@@ -82,14 +82,13 @@ def search_command(
 
         panel.begin(done)
         try:
-            outcome = search.run(
+            found = search.run(
                 folder, resume=resume is not None, overwrite=overwrite,
                 on_episode=on_episode, on_status=panel.status, on_finalist=panel.finalist,
             )  # fmt: skip
         except KeyboardInterrupt:
             _interrupted(folder, total)
-    run = Run.open(folder)
-    draw_search(run)
+    run = found.run
     if epochs is None:
         epochs = EMBEDDED_EPOCHS if about.dataset == EMBEDDED else 0
     costs = Costs(search.groups)
@@ -100,7 +99,9 @@ def search_command(
         )  # fmt: skip
     show_measures(network, data, costs, as_json, run)
     if not as_json:
-        reached = f"validation accuracy {outcome.accuracy:.2%} at {budget_used(run.best())}"
+        reached = (
+            f"validation accuracy {found.best.accuracy:.2%} at {budget_used(run.best())}"
+        )
         if finalist := run.best().get("finalist"):
             reached += f" ({finalist['accuracy']:.2%} after {finalist['steps']} steps)"
         print(f"best of {len(run.journal)}: {reached}; everything is in {folder}")

@@ -4,18 +4,21 @@
 """
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gnnrl_ray.data.cifar import load_cifar
 from gnnrl_ray.data.digits import load_digits
 from gnnrl_ray.data.folder import FOLDER, load_folder
+from gnnrl_ray.data.loader import InputShape, Loader, described
 from gnnrl_ray.data.split import DataError, Split
 from gnnrl_ray.home import home
+from gnnrl_ray.zoo import import_callable
 
 VALIDATIONS = ("test-5k", "train-5k")
 _VALIDATION_SIZE = 5000
@@ -34,33 +37,89 @@ DATASETS: dict[str, Callable[[Path], tuple[Split, Split, int]]] = {
 class Data:
     """A data set divided for a search.
 
+    .. code-block:: python
+
+        data = Data.of(train_loader, validation_loader)
+
     Attributes:
         name: of the data set.
-        classes: number of classes.
-        protocol: one of ``VALIDATIONS``: where the validation images come from.
+        classes: number of classes; None where that is not known.
+        protocol: one of ``VALIDATIONS``: where the validation images come from; or
+            ``given``, by the user.
         train: what fine-tuning may see.
         validation: what the search scores candidates on.
-        holdout: what neither of the two has seen; report this.
+        holdout: what neither of the two has seen, if there is any; report this.
         test: the whole test set (with ``test-5k``, validation and holdout together).
     """
 
     name: str
-    classes: int
+    classes: int | None
     protocol: str
-    train: Split
-    validation: Split
-    holdout: Split
-    test: Split
+    train: Split | Loader
+    validation: Split | Loader
+    holdout: Split | Loader | None = None
+    test: Split | Loader | None = None
+
+    @classmethod
+    def of(
+        cls,
+        train: Split | Iterable,
+        validation: Split | Iterable,
+        test: Split | Iterable | None = None,
+        *,
+        name: str = "own",
+        classes: int | None = None,
+    ) -> "Data":
+        """Return a data set of the user's own.
+
+        Args:
+            train: what fine-tuning may see: pairs of images and targets, in batches, that
+                can be gone through again and again, such as a ``DataLoader``; or a
+                :class:`Split`.
+            validation: what the search scores candidates on, likewise.
+            test: what the search never sees, likewise.
+            name: what it is called.
+            classes: number of classes, to check labels.
+
+        Raises:
+            DataError: a loader yields something else, or nothing.
+        """
+
+        def split(given: Any, role: str) -> Split | Loader:
+            if isinstance(given, Split | Loader):
+                return given
+            if not isinstance(given, Iterable):
+                raise DataError(f"{given!r} is no {role} loader: it cannot be iterated.")
+            return Loader(given, role)
+
+        held = None if test is None else split(test, "test")
+        data = cls(
+            name, classes, "given", split(train, "training"),
+            split(validation, "validation"), held, held,
+        )  # fmt: skip
+        data.check()
+        return data
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
+    def splits(self) -> dict[str, Split | Loader]:
+        """By name, those that there are."""
+        names = ("train", "validation", "holdout", "test")
+        every = {name: getattr(self, name) for name in names}
+        return {name: split for name, split in every.items() if split is not None}
+
+    @property
+    def input_shape(self) -> InputShape:
+        """(C, H, W) of one image; of several at once, one such for each."""
         return self.train.input_shape
 
     def check(self) -> None:
         """Raise a :class:`DataError` if a split is empty, or has labels of no class."""
-        for name in ("train", "validation", "holdout", "test"):
-            split: Split = getattr(self, name)
+        for name, split in self.splits.items():
+            if isinstance(split, Loader):
+                split.first()
+                continue
+            if self.classes is None:
+                continue
             if len(split) < 2:
                 raise DataError(f"{self.name}: {len(split)} images are too few to {name}.")
             least, most = int(split.labels.min()), int(split.labels.max())
@@ -79,11 +138,7 @@ class Data:
 
     def to(self, device: torch.device | str) -> "Data":
         """Return the same data set on ``device``."""
-        moved = {
-            field.name: value.to(device)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Split)
-        }
+        moved = {name: split.to(device) for name, split in self.splits.items()}
         return replace(self, **moved)
 
 
@@ -96,8 +151,9 @@ def load_data(
     """Load the data set ``name`` and divide it.
 
     Args:
-        name: one of ``DATASETS``, or ``folder:PATH`` with images of your own
-            (:func:`~gnnrl_ray.data.folder.load_folder`).
+        name: one of ``DATASETS``; ``folder:PATH`` with images of your own
+            (:func:`~gnnrl_ray.data.folder.load_folder`); or ``package.module:callable``,
+            which returns a :class:`Data`, or what :meth:`Data.of` takes.
         data_dir: where downloaded sets are kept, and a PATH is looked for that is not
             here; default ``home() / "data"``.
         validation: ``test-5k`` takes 5,000 test images (half of a smaller test set) for
@@ -108,9 +164,14 @@ def load_data(
     Raises:
         DataError: unknown name or validation; no file and no way to get one.
     """
+    if is_code(name):
+        return _called(name)
     if name not in DATASETS and not name.startswith(FOLDER):
         known = ", ".join(DATASETS)
-        raise DataError(f"unknown dataset {name!r}; known: {known}, {FOLDER}PATH.")
+        raise DataError(
+            f"unknown dataset {name!r}; known: {known}, {FOLDER}PATH, "
+            "package.module:callable."
+        )
     if image_size is not None and name in DATASETS:
         raise DataError(f"--image-size is of images of your own; {name} has its size.")
     if validation not in VALIDATIONS:
@@ -141,3 +202,37 @@ def load_data(
     data = Data(name, classes, validation, train, seen, held, test)
     data.check()
     return data
+
+
+def is_code(name: str) -> bool:
+    """Say whether loading the data set ``name`` runs code that is not ours."""
+    return ":" in name and not name.startswith(FOLDER)
+
+
+def _called(name: str) -> Data:
+    """Return what a callable of the user's does, as a data set."""
+    module, _, attribute = name.partition(":")
+    make = import_callable(module, attribute)
+    try:
+        made = make()
+    except Exception as error:
+        raise DataError(
+            f"--dataset {name} raised {type(error).__name__}: {error}"
+        ) from error
+    return as_data(made, attribute)
+
+
+def as_data(given: object, name: str = "own") -> Data:
+    """Return ``given`` if it is a :class:`Data`, else :meth:`Data.of` two or three loaders.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if isinstance(given, Data):
+        return given
+    if isinstance(given, Sequence) and len(given) in (2, 3):
+        return Data.of(*given, name=name)
+    raise DataError(
+        "data have to be a gnnrl_ray.Data, or two or three loaders for training, "
+        f"validation and testing, not {described(given)}."
+    )

@@ -123,6 +123,16 @@ class Split:
             object.__setattr__(self, "images", self.file.map())
 
     @property
+    def given(self) -> "Split":
+        """What somebody's own functions get: itself."""
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are made."""
+        return self.labels.device
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what a network sees."""
         height, width, channels = self.images.shape[1:]
@@ -156,6 +166,16 @@ class Split:
         for tensor in (images, self.labels):
             digest.update(str(tuple(tensor.shape)).encode())
             digest.update(tensor.cpu().contiguous().numpy())
+
+    def batch_count(self, size: int) -> int:
+        """Return how many batches of ``size`` one pass takes."""
+        return -(-len(self) // size)
+
+    def sample(self, count: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield ``count`` images drawn by ``seed``, as they are, in batches of ``size``."""
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self), generator=generator)
+        yield from self.take(order[:count]).batches(size)
 
     def batches(
         self, size: int, generator: torch.Generator | None = None

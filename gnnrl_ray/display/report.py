@@ -23,11 +23,12 @@ def measures_table(rows: dict[str, dict[str, float]], data: Data) -> Table:
     title = f"{data.name}, validation {data.protocol}, top-1 accuracy in %"
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("network")
-    for column in ("validation", "holdout", "test", "MACs", "%", "parameters", "%"):
-        table.add_column(column, justify="right")
     dense = next(iter(rows.values()))
+    splits = [name for name in ("validation", "holdout", "test") if name in dense]
+    for column in (*splits, "MACs", "%", "parameters", "%"):
+        table.add_column(column, justify="right")
     for name, row in rows.items():
-        cells = [f"{100 * row[split]:.2f}" for split in ("validation", "holdout", "test")]
+        cells = [f"{100 * row[split]:.2f}" for split in splits]
         for cost in ("macs", "params"):
             cells += [f"{row[cost]:,}", f"{100 * row[cost] / dense[cost]:.1f}"]
         table.add_row(name, *cells)
@@ -185,7 +186,14 @@ def budget_used(best: dict) -> str:
 
 
 def draw_search(run: Run) -> None:
-    """Draw accuracy by episode and the winner's widths, as ``search.png`` of the run."""
+    """Keep what :func:`search_figure` draws, as ``search.png`` of the run."""
+    picture = io.BytesIO()
+    search_figure(run).savefig(picture, dpi=120, format="png")
+    run.storage.write("search.png", picture.getvalue())
+
+
+def search_figure(run: Run) -> Figure:
+    """Draw accuracy by episode, and what the winner keeps of every group."""
     episodes = np.array([episode for episode, _ in run.journal])
     scores = np.array([outcome.accuracy for _, outcome in run.journal])
     best = run.best()
@@ -203,6 +211,4 @@ def draw_search(run: Run) -> None:
     right.invert_yaxis()
     right.set(xlabel="share of channels kept", xlim=(0, 1))
     right.set_title(f"winner: episode {best['episode']}, {best['accuracy']:.2%}")
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=120, format="png")
-    run.storage.write("search.png", picture.getvalue())
+    return figure

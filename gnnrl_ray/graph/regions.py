@@ -5,8 +5,6 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
-import numpy as np
-
 from gnnrl_ray.tracing.groups import ChannelGroups
 
 

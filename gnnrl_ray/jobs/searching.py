@@ -1,35 +1,46 @@
 """A network, data and settings -> the best outcome, and a run directory with all of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from rich.console import Console
+from torch import Tensor, nn
 
-from gnnrl_ray.data import Data
+from gnnrl_ray.data import Data, DataError, Loader, as_data
+from gnnrl_ray.data.loader import described, forward
+from gnnrl_ray.display.panel import Panel
+from gnnrl_ray.display.report import draw_search
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.jobs.finalists import run_finalists
+from gnnrl_ray.jobs.result import Result
 from gnnrl_ray.methods import method_of
 from gnnrl_ray.pruning.budget import Budget, BudgetError
+from gnnrl_ray.pruning.importance import Loss
 from gnnrl_ray.run.directory import Run
 from gnnrl_ray.run.lock import locked
 from gnnrl_ray.run.task import OnEpisode, OnFinalist, OnStatus, Task
+from gnnrl_ray.scoring.metric import Metric, ScoreFunction
 from gnnrl_ray.scoring.objective import Objective
 from gnnrl_ray.scoring.outcome import Outcome
+from gnnrl_ray.scoring.owntask import OWN, OwnTask
 from gnnrl_ray.settings import SearchSettings, unknown_setting
 from gnnrl_ray.source import Source
 from gnnrl_ray.storage import Storage
 from gnnrl_ray.tracing.groups import trace
+from gnnrl_ray.tracing.symbolic import evaluating
 from gnnrl_ray.zoo.weights import hash_of
 
 
 def search(
     network: nn.Module,
-    data: Data,
+    data: Data | Sequence,
     settings: SearchSettings | None = None,
     *,
+    score: Metric | ScoreFunction | None = None,
+    loss: Loss | None = None,
     out: Path | str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -37,17 +48,27 @@ def search(
     on_episode: OnEpisode | None = None,
     on_status: OnStatus | None = None,
     on_finalist: OnFinalist | None = None,
+    progress: bool = True,
     **changes: Any,
-) -> Outcome:
+) -> Result:
     """Find how many channels each group of ``network`` keeps within a budget.
 
     .. code-block:: python
 
-        best = search(network, data, flops=0.5, episodes=180, out="runs/mine")
+        found = search(network, data, flops=0.5, episodes=180, out="runs/mine")
+        print(found.best.accuracy)
+        smaller = found.network
 
     Args:
         network: a trained CNN.
-        data: what it is fine-tuned and scored on.
+        data: what it is fine-tuned and scored on; or a pair (training, validation) of
+            loaders, or three with one for testing: see :meth:`~gnnrl_ray.data.Data.of`.
+        score: what a network is worth, where that is not its top-1 accuracy: a function
+            (network, validation) -> number in [0, 1], larger is better, of which
+            ``validation`` is what was given; or a
+            :class:`~gnnrl_ray.scoring.metric.Metric` with a name and other bounds.
+        loss: a function (what the network returns, targets) -> loss, where that is not
+            the cross-entropy; for training, and for how sensitive it is to each group.
         settings: see :class:`~gnnrl_ray.settings.SearchSettings`; default: its defaults.
         out: run directory, or a URI that fsspec knows; default ``runs/METHOD``.
         resume: continue the run in ``out``; of its settings, those change that are among
@@ -61,12 +82,17 @@ def search(
             seconds, ``{1: ("episode 17", 2.5)}``, and how many episodes have failed.
         on_finalist: called with how many trainings of finalists are over, of how many, and
             the accuracy after the last.
-        **changes: settings by name, in place of those in ``settings``.
+        progress: whether to show how it goes, on standard error or in the notebook.
+        **changes: settings by name, in place of those in ``settings``; ``finetune`` may be
+            a function (network, training data as given) that trains a candidate in place
+            before it is scored.
 
     Returns:
-        The outcome of the winner; everything else is in the run directory.
+        The winner and the way to it; all of it is in the run directory, too.
 
     Raises:
+        DataError: a loader yields something else than images and targets.
+        ScoreError: a function of yours raised, or returned what is no score.
         InputError: a setting that is unknown or cannot be; ``out`` holds another run.
         BudgetError: the budget is out of reach, or was reached by no episode.
         PlacementError: the Ray cluster has no room for the env runners.
@@ -75,16 +101,33 @@ def search(
     """
     for name in changes.keys() - SearchSettings.names():
         raise unknown_setting(name, sorted(SearchSettings.names()))
+    training = changes.get("finetune")
+    if callable(training):
+        changes["finetune"] = OWN
+    else:
+        training = None
+    task = OwnTask.of(score, loss, training)
+    data = as_data(data)
     if settings is not None:
         settings = replace(settings, **changes)
     elif resume and out is not None:
         settings = Run.open(out).settings.continued(changes, str(out))
     else:
         settings = SearchSettings(**changes)
-    return Search(network, data, settings, source).run(
-        out, resume=resume, overwrite=overwrite, on_episode=on_episode,
-        on_status=on_status, on_finalist=on_finalist,
-    )  # fmt: skip
+    one = Search(network, data, settings, source, task)
+    total = method_of(settings.method).candidates(settings)
+    title = f"{settings.method} on {type(network).__name__}"
+    with Panel(title, total, Console(stderr=True), quiet=not progress) as panel:
+
+        def tell(done: int, best: Outcome | None) -> None:
+            panel.episode(done, best and best.accuracy)
+            if on_episode is not None:
+                on_episode(done, best)
+
+        return one.run(
+            out, resume=resume, overwrite=overwrite, on_episode=tell,
+            on_status=on_status or panel.status, on_finalist=on_finalist or panel.finalist,
+        )  # fmt: skip
 
 
 class Search:
@@ -95,6 +138,7 @@ class Search:
         data: what it is fine-tuned and scored on.
         settings: of the search.
         source: see :func:`search`.
+        task: what the network is for, where that is not classification.
 
     Attributes:
         groups: of the network.
@@ -111,8 +155,11 @@ class Search:
         data: Data,
         settings: SearchSettings,
         source: Source | None = None,
+        task: OwnTask | None = None,
     ) -> None:
         data.check()
+        self._task = task or OwnTask()
+        self._task.check(settings.finetune)
         self._network, self._data, self._settings = network, data, settings
         self._source = source or Source(
             network=None, dataset=data.name, validation=data.protocol
@@ -122,6 +169,7 @@ class Search:
         self._device = None if settings.env_runners else device_of(settings.device)
         self.groups = trace(network, data.input_shape, **settings.tracing)
         self._budget = Budget.of(self.groups, settings)
+        _check_score(network, data, self._task)
 
     def run(
         self,
@@ -130,11 +178,12 @@ class Search:
         resume: bool = False,
         overwrite: bool = False,
         **told: Callable | None,
-    ) -> Outcome:
+    ) -> Result:
         """Search; see :func:`search`; ``told`` are ``on_episode`` and so on."""
         data, settings, source = self._data, self._settings, self._source
-        objective = Objective.of(self._network, data, self._budget, settings)
+        objective = Objective.of(self._network, data, self._budget, settings, self._task)
         hashes = {"weights": hash_of(self._network), "data": data.digest()}
+        hashes |= self._task.names
         storage = Storage(out or f"runs/{settings.method}")
         if resume:
             Run.open(storage)  # or there is nothing to lock
@@ -150,9 +199,11 @@ class Search:
             else:
                 run = Run.create(storage, settings, source, data.classes, hashes, overwrite)
             try:
-                return self._run(Task(objective, run, **told))
+                best = self._run(Task(objective, run, **told))
+                draw_search(run)
             finally:
                 run.replace()
+        return Result(run, best, self.groups, self._network)
 
     def _run(self, task: Task) -> Outcome:
         objective, run = task.objective, task.run
@@ -181,6 +232,36 @@ class Search:
                 "down to it."
             )
         return winner[1]
+
+
+def _check_score(network: nn.Module, data: Data, task: OwnTask) -> None:
+    """Score the dense network where it is not known that it can be: better now than late.
+
+    Raises:
+        ScoreError: it cannot.
+        InputError: what it returns is no scores of classes.
+    """
+    if task.metric is not None:
+        with evaluating(network), torch.no_grad():
+            task.metric(network, data.validation.given)
+    elif isinstance(data.validation, Loader):
+        images, labels = data.validation.to(next(network.parameters()).device).first()
+        with evaluating(network), torch.no_grad():
+            outputs = forward(network, images)
+        both = isinstance(outputs, Tensor) and isinstance(labels, Tensor)
+        classes = both and outputs.dim() == 2 and labels.shape == outputs.shape[:1]
+        if not classes or labels.is_floating_point():
+            raise InputError(
+                "top-1 accuracy takes outputs [B, K] and labels int64 [B], but the network "
+                f"returns {described(outputs)} where the validation loader yields "
+                f"{described(labels)}; give the search a `score` of your own."
+            )
+        if labels.min() < 0 or labels.max() >= outputs.shape[1]:
+            raise DataError(
+                f"labels of the validation loader are in {int(labels.min())}.."
+                f"{int(labels.max())}, but the network tells {outputs.shape[1]} classes "
+                "apart."
+            )
 
 
 def device_of(name: str | None) -> torch.device:

@@ -260,8 +260,10 @@ def _trial(
             tune.report({"episode": done, "accuracy": best.accuracy, "macs": best.macs})
 
     resume = Storage(out).exists("run.json")
-    best = search(network, data, settings, out=out, resume=resume, source=sweep.source,
-                  on_episode=report)  # fmt: skip
+    best = search(
+        network, data, settings, out=out, resume=resume, source=sweep.source,
+        on_episode=report, progress=False,
+    ).best  # fmt: skip
     tune.report(
         {"episode": settings.episodes, "accuracy": best.accuracy, "macs": best.macs}
     )

@@ -21,6 +21,7 @@ class CMAES(Proposer):
 
     @staticmethod
     def check(settings: SearchSettings) -> None:  # noqa: D102
+        Proposer.check(settings)
         required("cmaes", settings.method)
 
     def propose(  # noqa: D102

@@ -46,7 +46,12 @@ class Proposer:
 
     @staticmethod
     def check(settings: SearchSettings) -> None:
-        """Raise ``InputError`` for settings that it cannot use; by default, none."""
+        """Raise ``InputError`` for settings that it cannot use."""
+        if settings.from_run is not None:
+            raise InputError(
+                f"--from-run {settings.from_run} is of gnn-rl; {settings.method} has "
+                "nothing to start from."
+            )
 
     @staticmethod
     def candidates(settings: SearchSettings) -> int:

@@ -22,6 +22,7 @@ class Sampled(Proposer):
 
     @staticmethod
     def check(settings: SearchSettings) -> None:  # noqa: D102
+        Proposer.check(settings)
         required("optuna", settings.method)
 
     def sampler(self, seed: int) -> "BaseSampler":

@@ -3,7 +3,8 @@
 Axis letters: G prunable groups, C channels of one group, K numbers of one channel.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from gnnrl_ray.data.loader import Images, mapped
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.tracing.groups import ChannelGroups
 from gnnrl_ray.tracing.operations import Operation
 from gnnrl_ray.tracing.symbolic import evaluating
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Images, Any]
+Loss = Callable[[Any, Any], Tensor]  # of what the network returns, and the targets
 
 # From the weights of a group's filters [C, K] to scores [C].
 _WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -36,6 +39,7 @@ def importances(
     importance: str = "l2",
     seed: int = 0,
     batch: Batch | None = None,
+    loss: Loss = F.cross_entropy,
 ) -> tuple[np.ndarray, ...]:
     """Say how important each channel of every group is.
 
@@ -51,6 +55,7 @@ def importances(
             first order (https://arxiv.org/abs/1906.10771); ``random``.
         seed: for ``random``.
         batch: images [B, C, H, W] and labels [B], for ``taylor``.
+        loss: of outputs and labels, for ``taylor``.
 
     Returns:
         G arrays, float64 [C] each: the larger, the more important.
@@ -62,7 +67,7 @@ def importances(
         raise InputError(
             f"unknown importance {importance!r}; known: {', '.join(IMPORTANCES)}."
         )
-    scores = _scores(network, groups, importance, seed, batch)
+    scores = _scores(network, groups, importance, seed, batch, loss)
     return tuple(score.double().cpu().numpy() for score in scores)
 
 
@@ -95,8 +100,9 @@ def order(groups: ChannelGroups, scores: Sequence[np.ndarray]) -> tuple[np.ndarr
 
 
 def _scores(
-    network: nn.Module, groups: ChannelGroups, importance: str, seed: int, batch
-) -> list[Tensor]:
+    network: nn.Module, groups: ChannelGroups, importance: str, seed: int,
+    batch: Batch | None, loss: Loss,
+) -> list[Tensor]:  # fmt: skip
     tensors = _tensors(network, groups)
     if importance == "random":
         generator = torch.Generator().manual_seed(seed)
@@ -104,7 +110,7 @@ def _scores(
     if importance == "taylor":
         if batch is None:
             raise InputError("importance 'taylor' needs a batch of images and labels.")
-        slopes = _slopes(network, tensors, batch)
+        slopes = _slopes(network, tensors, batch, loss)
         products = {name: tensor * slopes[name] for name, tensor in tensors.items()}
         return [rows.sum(1).square() for rows in _filters(groups, products)]
     if importance == "bn":
@@ -126,25 +132,32 @@ def _tensors(network: nn.Module, groups: ChannelGroups) -> dict[str, Tensor]:
     }
 
 
-def _slopes(network: nn.Module, tensors: dict, batch: Batch) -> dict[str, Tensor]:
+def _slopes(
+    network: nn.Module, tensors: dict, batch: Batch, loss: Loss
+) -> dict[str, Tensor]:
     """The loss's gradient with respect to each of ``tensors``, on one batch.
 
     Of large images, in parts: what a backward pass keeps of 256 of them fills a machine.
     """
     images, labels = batch
     parameters = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
-    some, height, width = next(iter(parameters.values())), *images.shape[-2:]
-    size = max(1, _PIXELS // (height * width))
+    some = next(iter(parameters.values()))
+    parts: Iterable[Batch] = [batch]
+    if isinstance(images, Tensor) and isinstance(labels, Tensor):
+        size = max(1, _PIXELS // math.prod(images.shape[2:]))
+        parts = zip(images.split(size), labels.split(size), strict=True)
     slopes = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-    for part, own in zip(images.split(size), labels.split(size), strict=True):
+    for part, own in parts:
+        given = mapped(lambda image: image.to(some.device, some.dtype), part)
+        wanted = mapped(lambda target: target.to(some.device), own)
         with evaluating(network), torch.enable_grad():
-            logits = torch.func.functional_call(
-                network, parameters, (part.to(some.device, some.dtype),)
-            )
-            loss = F.cross_entropy(logits, own.to(some.device)) * (len(own) / len(labels))
+            given = given if isinstance(given, tuple) else (given,)
+            outputs = torch.func.functional_call(network, parameters, given)
+            share = 1 if own is labels else len(own) / len(labels)
             found = torch.autograd.grad(
-                loss, list(parameters.values()), allow_unused=True, materialize_grads=True
-            )
+                loss(outputs, wanted) * share, list(parameters.values()),
+                allow_unused=True, materialize_grads=True,
+            )  # fmt: skip
         for slope, more in zip(slopes.values(), found, strict=True):
             slope += more
     return slopes

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from gnnrl_ray.data.loader import InputShape
 from gnnrl_ray.pruning.importance import Batch, rank
 from gnnrl_ray.tracing.check import Reference, trains
 from gnnrl_ray.tracing.groups import ChannelGroups
@@ -24,7 +25,6 @@ from gnnrl_ray.tracing.operations import (
     select_channels,
 )
 from gnnrl_ray.tracing.symbolic import (
-    InputShape,
     ShapeRun,
     TraceError,
     get_tensor,

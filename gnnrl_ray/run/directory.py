@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from gnnrl_ray import __version__
+from gnnrl_ray.data import is_code
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.pruning.budget import Budget
 from gnnrl_ray.pruning.removal import deliver
@@ -37,6 +38,7 @@ from gnnrl_ray.zoo.weights import load_weights, save_weights
 _FILES = (
     "run.json", "journal.jsonl", "best.json", "pruned.safetensors", "checkpoint.zip",
     "finetuned.safetensors", "finetune.json", "measures.json", "search.png", "events",
+    "agent.safetensors", "initial.safetensors",
 )  # fmt: skip
 _ASIDE, _MEASURES = "replaced", "measures.json"
 _PACKAGES = ("ray", "torch", "torch-geometric", "numpy")
@@ -53,7 +55,7 @@ class Run:
         storage: where it is.
         settings: of the search.
         source: what network and data were loaded from.
-        classes: of the data set.
+        classes: of the data set; None where data are the user's own.
         mode: how its candidates are evaluated, once that is known.
         journal: its outcomes.
     """
@@ -63,7 +65,8 @@ class Run:
         self.settings = SearchSettings.from_dict(facts["settings"])
         self.source = Source.from_dict(facts["source"])
         self.classes, hashes = facts["classes"], facts.get("hashes", {})
-        if not _is_count(self.classes):
+        own = self.source.network is None  # whatever it tells apart
+        if not _is_count(self.classes) and not (own and self.classes is None):
             raise TypeError(f"classes are {self.classes!r}")
         if not isinstance(hashes, dict) or not all(
             isinstance(h, str) for h in hashes.values()
@@ -193,10 +196,13 @@ class Run:
         """
         for what, before in self._facts.get("hashes", {}).items():
             if hashes.get(what, before) != before:
+                if what in ("weights", "data"):
+                    now, before = f"hash is {hashes[what][:12]}", before[:12]
+                else:
+                    now = f"name is {hashes[what]}"
                 raise RunError(
                     f"the {what} are not those that {self.storage} was started with: their "
-                    f"hash is {hashes[what][:12]}, not {before[:12]}. Restore them, or "
-                    "start a new run."
+                    f"{now}, not {before}. Restore them, or start a new run."
                 )
 
     def check_journal(self, budget: Budget) -> None:
@@ -237,6 +243,12 @@ class Run:
                 f"{self.storage} says that its network is {source.network}, and building "
                 "it would run that code. If you know where the run is from, say so with "
                 f"--trust."
+            )
+        if is_code(source.dataset) and given.get("dataset") != source.dataset:
+            raise RunError(
+                f"{self.storage} says that its dataset is {source.dataset}, and loading it "
+                "would run that code. If you know where the run is from, say so with "
+                "--trust."
             )
         for name in ("weights", "data_dir"):
             where = getattr(source, name)

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, fx
 
-from gnnrl_ray.data import Split
+from gnnrl_ray.data import Loader, Split
 from gnnrl_ray.errors import Notice
 from gnnrl_ray.scoring.fusion import fuse
 from gnnrl_ray.scoring.training import accuracy
@@ -58,10 +58,17 @@ class EvaluationMode:
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy in [0, 1], and of how many images: fewer than all where it was lost."""
+    """What a network is worth.
+
+    Attributes:
+        accuracy: in [0, 1]; or what stands in its place.
+        images: of how many: fewer than all where it was lost.
+        measured: what a score of the user's own returned.
+    """
 
     accuracy: float
     images: int
+    measured: dict[str, float] | None = None
 
 
 class Evaluator:
@@ -69,12 +76,14 @@ class Evaluator:
 
     Args:
         split: images and labels, on the device of the networks.
-        mode: how.
+        mode: how; of a loader, ``plain``.
     """
 
-    def __init__(self, split: Split, mode: EvaluationMode) -> None:
-        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(_SEED))
-        self._split = split.take(order)  # so that its beginnings are random samples
+    def __init__(self, split: Split | Loader, mode: EvaluationMode) -> None:
+        self._split = split
+        if isinstance(split, Split):  # so that its beginnings are random samples
+            generator = torch.Generator().manual_seed(_SEED)
+            self._split = split.take(torch.randperm(len(split), generator=generator))
         self._mode = mode
         self._dtype = getattr(torch, mode.precision, torch.float32)
 
@@ -215,7 +224,7 @@ def choose(
     """
     if precision == "plain":
         return EvaluationMode(precision)
-    batches = BATCHES[split.labels.device.type]
+    batches = BATCHES[split.device.type]
     sample = split.take(torch.arange(min(batches[-1], len(split))))
     wanted = PRECISIONS[1:] if precision == "auto" else (precision,)
     seconds = {}

@@ -14,8 +14,8 @@ def measure(
 ) -> dict[str, float]:
     """Return accuracy in [0, 1] on each split that is not trained on, and costs.
 
-    ``test`` is all test images, ``holdout`` those that no search has seen; ``macs`` of
-    one image; ``params`` trainable parameters.
+    ``test`` is all test images, ``holdout`` those that no search has seen, where there are
+    any; ``macs`` of one image; ``params`` trainable parameters.
 
     Args:
         network: dense or pruned.
@@ -24,15 +24,14 @@ def measure(
         widths: [G], that ``network`` keeps; default: all.
     """
     now = costs.groups.check_widths(costs.groups.widths if widths is None else widths)
-    validation = accuracy(network, data.validation)
-    holdout = test = accuracy(network, data.holdout)
+    found = {"validation": accuracy(network, data.validation)}
+    if data.holdout is not None:
+        found["holdout"] = found["test"] = accuracy(network, data.holdout)
     if data.protocol.startswith("test"):  # then the two are the test set
+        assert data.test is not None
         share = len(data.validation) / len(data.test)
-        test = share * validation + (1 - share) * holdout
-    return {
-        "validation": validation,
-        "holdout": holdout,
-        "test": test,
+        found["test"] = share * found["validation"] + (1 - share) * found["holdout"]
+    return found | {
         "macs": int(costs.macs(now)),
         "params": int(costs.params(now)),
     }

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from gnnrl_ray.data import Data
+from gnnrl_ray.data import Data, Split
 from gnnrl_ray.errors import Notice
 from gnnrl_ray.pruning.budget import Budget
 from gnnrl_ray.pruning.importance import importances, order
@@ -30,6 +30,7 @@ from gnnrl_ray.scoring.evaluation import (
 )
 from gnnrl_ray.scoring.masking import MaskedEvaluator
 from gnnrl_ray.scoring.outcome import Outcome
+from gnnrl_ray.scoring.owntask import OWN, OwnTask
 from gnnrl_ray.scoring.training import recalibrate, steps_per_epoch, train
 from gnnrl_ray.settings import SearchSettings, parse_finetune
 from gnnrl_ray.tracing.groups import ChannelGroups
@@ -54,6 +55,7 @@ class Objective:
         importance: one of :data:`~gnnrl_ray.pruning.importance.IMPORTANCES`.
         seed: of fine-tuning, of random importance and of the batch for ``taylor``.
         early_stop: stop scoring candidates that cannot be among the best few.
+        task: what the network is for, where that is not classification.
 
     Attributes:
         network: a copy of the dense one, on the device of the data.
@@ -79,6 +81,7 @@ class Objective:
         importance: str = "l2",
         seed: int = 0,
         early_stop: bool = False,
+        task: OwnTask | None = None,
     ) -> None:
         # A copy: it moves between devices, and the caller's network stays where it is.
         self.network, graph = copy.deepcopy((network, groups.graph_of(network)))
@@ -92,23 +95,26 @@ class Objective:
         self._finetune = parse_finetune(finetune)
         self._seed = seed
         self._early_stop = early_stop
+        self._own = task or OwnTask()
+        self._own.check(self._finetune)
         batch = None
         if importance == "taylor":
             generator = torch.Generator().manual_seed(seed)
             batch = next(data.train.batches(_TAYLOR_BATCH, generator))
-        self.scores = importances(network, groups, importance, seed, batch)
+        self.scores = importances(network, groups, importance, seed, batch, self._own.loss)
         self._ranking = order(groups, self.scores)
         self._known: dict[tuple[int, ...], Outcome] = {}
 
     @classmethod
     def of(
-        cls, network: nn.Module, data: Data, budget: Budget, settings: SearchSettings
-    ) -> "Objective":
+        cls, network: nn.Module, data: Data, budget: Budget, settings: SearchSettings,
+        task: OwnTask | None = None,
+    ) -> "Objective":  # fmt: skip
         """Return the objective of a search."""
         return cls(
             network, budget.groups, data, budget=budget,
             finetune=settings.finetune, importance=settings.importance,
-            seed=settings.seed, early_stop=settings.early_stop,
+            seed=settings.seed, early_stop=settings.early_stop, task=task,
         )  # fmt: skip
 
     def __getstate__(self) -> dict:
@@ -123,7 +129,20 @@ class Objective:
         """
         generator = torch.Generator().manual_seed(self._seed)
         batch = next(self._data.train.batches(_TAYLOR_BATCH, generator))
-        found = importances(self.network, self.groups, "taylor", self._seed, batch)
+        try:
+            found = importances(
+                self.network, self.groups, "taylor", self._seed, batch, self._own.loss
+            )
+        except Exception as error:
+            if self._own.metric is None:
+                raise
+            warnings.warn(
+                "nothing is known of how sensitive the loss is to each group, as it cannot "
+                f"be taken ({error}); give the search a `loss`.",
+                Notice,
+                stacklevel=2,
+            )
+            return np.ones(len(self.groups.widths))
         return np.array([channels.sum() for channels in found])
 
     @cached_property
@@ -152,15 +171,19 @@ class Objective:
         """Set ``mode`` to the fastest that is right here, and return it.
 
         Args:
-            precision: see :func:`~gnnrl_ray.scoring.evaluation.choose`.
+            precision: see :func:`~gnnrl_ray.scoring.evaluation.choose`. What is not ours to
+                score, or to make batches of, is evaluated as it is.
         """
+        if self._own.metric is not None or not isinstance(self._data.validation, Split):
+            self.mode = EvaluationMode("plain")
+            return self.mode
         dense = self.groups.widths
         typical = self.budget.project(dense, self.budget.min_widths)
         network = remove(self._graph, self.groups, self.kept(typical))
         recalibrate(network, self._data.train, self._seed)
         self.mode = choose(network.eval(), self._data.validation, precision)
         shapes_matter = self._early_stop or self._finetune not in ("none", "recalibrate")
-        on_gpu = self._data.validation.labels.device.type == "cuda"
+        on_gpu = self._data.validation.device.type == "cuda"
         if on_gpu and not shapes_matter and self.mode.precision != "plain":
             self.mode = self._choose_masks(typical)
         return self.mode
@@ -207,6 +230,8 @@ class Objective:
         if isinstance(self._finetune, int):
             return self._trained(widths, self._finetune)
         network = remove(self._graph, self.groups, self.kept(widths))
+        if self._finetune == OWN:
+            self._own.train(network, self._data.train.given, self._seed)
         if self._finetune == "recalibrate":
             recalibrate(network, self._data.train, self._seed)
         return network
@@ -215,7 +240,7 @@ class Objective:
         network = remove(self._graph, self.groups, self.kept(widths))
         train(
             network, self._data.train, steps=steps, lr=_EPISODE_LR, seed=self._seed,
-            precision=self.mode.precision,
+            precision=self.mode.precision, loss=self._own.loss,
         )  # fmt: skip
         return network
 
@@ -238,6 +263,7 @@ class Objective:
                 reward=score.accuracy - 1,
                 seconds=round(time.perf_counter() - start, 3),
                 images=None if complete else score.images,
+                measured=score.measured,
             )
         return self._known[key]
 
@@ -248,16 +274,23 @@ class Objective:
     def score_after(self, widths: Sequence[int], steps: int) -> tuple[float, float]:
         """Return what ``widths`` [G] score after so many steps, and seconds that took."""
         start = time.perf_counter()
-        accuracy = self._evaluator(self._trained(widths, steps)).accuracy
+        accuracy = self._worth_of(self._trained(widths, steps)).accuracy
         self._tidy()
         return accuracy, round(time.perf_counter() - start, 3)
 
     def _score(self, widths: Sequence[int]) -> Score:
         if self.mode.masked:
             return self._masked_evaluator(self.kept(widths))
-        score = self._evaluator(self.build(widths), self._worth())
+        score = self._worth_of(self.build(widths), self._worth())
         self._tidy()
         return score
+
+    def _worth_of(self, network: fx.GraphModule, worth: float = 0.0) -> Score:
+        if self._own.metric is None:
+            return self._evaluator(network, worth)
+        validation = self._data.validation
+        measured = self._own.metric(network.eval(), validation.given)
+        return Score(self._own.metric.share(measured), len(validation), measured)
 
     def _tidy(self) -> None:
         """Free what a candidate leaves behind, if that is much.

@@ -20,6 +20,8 @@ class Outcome:
         seconds: that pruning, fine-tuning and evaluation took.
         images: how many were scored, where an early stop spared the others; the accuracy
             is an estimate then, and too low to be among the best.
+        measured: what a score of the user's own returned, by name; ``accuracy`` is then
+            where it lies between its bounds.
     """
 
     widths: tuple[int, ...]
@@ -29,10 +31,14 @@ class Outcome:
     reward: float
     seconds: float
     images: int | None = None
+    measured: dict[str, float] | None = None
 
     def to_dict(self) -> dict:
         """Return the fields, ready for JSON."""
-        return asdict(self)
+        fields = asdict(self)
+        if self.measured is None:
+            del fields["measured"]
+        return fields
 
     @classmethod
     def from_dict(cls, fields: dict) -> "Outcome":
@@ -50,17 +56,26 @@ class Outcome:
                 raise ValueError(f"{name} are {known[name]!r}")
         if images is not None and not _is_count(images, 1):
             raise ValueError(f"images are {images!r}")
+        measured = known["measured"]
+        if measured is not None and not (
+            isinstance(measured, dict) and all(map(_is_number, measured.values()))
+        ):
+            raise ValueError(f"measured is {measured!r}")
         for name, (least, most) in {
             "accuracy": (0, 1), "reward": (-1, 0), "seconds": (0, math.inf),
         }.items():  # fmt: skip
             value = known[name]
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not least <= value <= most or math.isinf(value):
+            if not _is_number(value) or not least <= value <= most:
                 raise ValueError(f"{name} is {value!r}")
         outcome = cls(**known | {"widths": tuple(widths)})
         if abs(outcome.accuracy - 1 - outcome.reward) > 1e-6:
             raise ValueError(f"reward is {outcome.reward}, not minus the error")
         return outcome
+
+
+def _is_number(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 def _is_count(value: object, least: int) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from gnnrl_ray.data.loader import InputShape, shapes_of
 from gnnrl_ray.errors import InputError
 
 _WARM_UP = 3  # passes that are not counted: memory is taken, kernels are chosen
@@ -22,7 +23,7 @@ Speed = dict[str, float]
 
 def measure_speed(
     networks: Mapping[str, nn.Module],
-    input_shape: Sequence[int],
+    input_shape: InputShape,
     *,
     batch: int,
     device: torch.device | str = "cpu",
@@ -32,7 +33,7 @@ def measure_speed(
 
     Args:
         networks: by name; moved to ``device``, in evaluation mode.
-        input_shape: (C, H, W) of one image.
+        input_shape: (C, H, W) of one image, or one such for each that they take.
         batch: B.
         device: where.
         rounds: passes of each network, fewer where they take long (at least 5).
@@ -55,11 +56,13 @@ def measure_speed(
 
 
 def _measured(
-    networks: Mapping[str, nn.Module], input_shape: Sequence[int], batch: int,
+    networks: Mapping[str, nn.Module], input_shape: InputShape, batch: int,
     device: torch.device, rounds: int,
 ) -> dict[str, Speed]:  # fmt: skip
-    images = torch.rand(batch, *input_shape, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
+    images = tuple(
+        torch.rand(batch, *shape, device=device).contiguous(memory_format=_format(shape))
+        for shape in shapes_of(input_shape)
+    )
     for network in networks.values():
         network.eval().to(device, memory_format=torch.channels_last)
     milliseconds: dict[str, list[float]] = {name: [] for name in networks}
@@ -83,24 +86,29 @@ def _measured(
     }
 
 
-def _milliseconds(network: nn.Module, images: Tensor) -> float:
+def _format(shape: Sequence[int]) -> torch.memory_format:
+    return torch.channels_last if len(shape) == 3 else torch.contiguous_format
+
+
+def _milliseconds(network: nn.Module, images: tuple[Tensor, ...]) -> float:
     start = time.perf_counter()
     with torch.inference_mode():
-        network(images)
-    if images.device.type == "cuda":
-        torch.cuda.synchronize(images.device)
+        network(*images)
+    if images[0].device.type == "cuda":
+        torch.cuda.synchronize(images[0].device)
     return (time.perf_counter() - start) * 1e3
 
 
-def _memory(network: nn.Module, images: Tensor) -> int:
+def _memory(network: nn.Module, images: tuple[Tensor, ...]) -> int:
     """Return the most bytes in use at any time of a pass: weights, input and the rest."""
-    tensors = [*network.parameters(), *network.buffers(), images]
+    tensors = [*network.parameters(), *network.buffers(), *images]
     own = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    if images.device.type == "cuda":
-        before = torch.cuda.memory_allocated(images.device)
-        torch.cuda.reset_peak_memory_stats(images.device)
+    device = images[0].device
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
         _milliseconds(network, images)
-        return own + torch.cuda.max_memory_allocated(images.device) - before
+        return own + torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         _milliseconds(network, images)
     events = profiler.profiler.kineto_results.events()

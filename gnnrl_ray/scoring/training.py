@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnnrl_ray.data import Split
+from gnnrl_ray.data import Loader, Split
+from gnnrl_ray.data.loader import Images, forward, mapped
 from gnnrl_ray.errors import GnnrlError
+from gnnrl_ray.pruning.importance import Loss
 from gnnrl_ray.scoring.capture import Captured
 
 # Small enough for the caches of a CPU core, large enough for a GPU.
@@ -40,16 +42,16 @@ def _mode(network: nn.Module, training: bool) -> Iterator[None]:
         network.train(before)
 
 
-def accuracy(network: nn.Module, split: Split) -> float:
+def accuracy(network: nn.Module, split: Split | Loader) -> float:
     """Return the top-1 accuracy of ``network`` on ``split``, in [0, 1]."""
-    correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
+    correct = torch.zeros((), dtype=torch.int64, device=split.device)
     with _mode(network, training=False), torch.inference_mode():
-        for images, labels in split.batches(_EVALUATION_BATCH[split.labels.device.type]):
-            correct += (network(images).argmax(1) == labels).sum()
+        for images, labels in split.batches(_EVALUATION_BATCH[split.device.type]):
+            correct += (forward(network, images).argmax(1) == labels).sum()
     return correct.item() / len(split)
 
 
-def recalibrate(network: nn.Module, split: Split, seed: int = 0) -> None:
+def recalibrate(network: nn.Module, split: Split | Loader, seed: int = 0) -> None:
     """Recompute the statistics of batch normalisation in place, on 250 training images.
 
     Removing channels shifts every later activation; the running averages of the dense
@@ -63,15 +65,13 @@ def recalibrate(network: nn.Module, split: Split, seed: int = 0) -> None:
     recalibrate_on(network, calibration_batches(split, seed))
 
 
-def calibration_batches(split: Split, seed: int) -> list[Tensor]:
+def calibration_batches(split: Split | Loader, seed: int) -> list[Images]:
     """Return the images that :func:`recalibrate` takes, in batches [B, C, H, W]."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(split), generator=generator)
-    sample = split.take(order[:_RECALIBRATION_IMAGES])
-    return [images for images, _ in sample.batches(_RECALIBRATION_BATCH)]
+    sample = split.sample(_RECALIBRATION_IMAGES, _RECALIBRATION_BATCH, seed)
+    return [images for images, _ in sample]
 
 
-def recalibrate_on(network: nn.Module, batches: Sequence[Tensor]) -> None:
+def recalibrate_on(network: nn.Module, batches: Sequence[Images]) -> None:
     """Recompute the statistics of batch normalisation on ``batches``, if there are any."""
     if not batches:
         return
@@ -84,13 +84,13 @@ def recalibrate_on(network: nn.Module, batches: Sequence[Tensor]) -> None:
             for count, images in enumerate(batches, start=1):
                 for norm in norms:
                     norm.momentum = 1 / count  # a plain average, not an exponential one
-                network(images)
+                forward(network, images)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
 
-def train(network: nn.Module, split: Split, *, steps: int, **options: Any) -> None:
+def train(network: nn.Module, split: Split | Loader, *, steps: int, **options: Any) -> None:
     """Go through :func:`training`, which takes the same, to its end."""
     for _ in training(network, split, steps=steps, **options):
         pass
@@ -98,7 +98,7 @@ def train(network: nn.Module, split: Split, *, steps: int, **options: Any) -> No
 
 def training(
     network: nn.Module,
-    split: Split,
+    split: Split | Loader,
     *,
     steps: int,
     lr: float = 0.05,
@@ -108,6 +108,7 @@ def training(
     precision: str = "float32",
     teacher: nn.Module | None = None,
     distill: float = 0.0,
+    loss: Loss = F.cross_entropy,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Iterator[None]:
     """Train ``network`` in place, a step at every turn, by SGD with Nesterov momentum.
@@ -117,10 +118,10 @@ def training(
 
     Args:
         network: trained in place, left in evaluation mode.
-        split: training images, augmented.
+        split: training images, augmented; or a loader of the user's own.
         steps: batches to train on; an epoch is ``steps_per_epoch(split, batch_size)``.
         lr: peak learning rate.
-        batch_size: B.
+        batch_size: B; a loader has its own.
         weight_decay: L2 penalty on every parameter.
         seed: of order and augmentation.
         precision: ``float32``; or ``bfloat16`` where that costs no accuracy (automatic
@@ -128,6 +129,7 @@ def training(
         teacher: a network on the same device whose outputs are to be met, too; left in
             evaluation mode.
         distill: share of the loss that is the distance to them, in [0, 1].
+        loss: a function of what the network returns and the labels, to make small.
         on_step: called with the number of steps done and the last loss: after every step
             on a CPU, after every epoch on a GPU, which a look at the loss would hold up.
 
@@ -139,29 +141,31 @@ def training(
     """
     if steps < 1:
         return
-    device = split.labels.device
+    device = split.device
     network.train()
+    static = device.type == "cuda" and isinstance(split, Split)  # batches are all alike
     step = TrainingStep(
         network, weight_decay=weight_decay, precision=precision, device=device,
-        teacher=teacher, distill=distill,
+        teacher=teacher, distill=distill, loss=loss,
+        static=static,
     )  # fmt: skip
     rates = _rates(lr, steps)
-    if device.type == "cuda":  # read there by every step, without waiting
+    if static:  # read there by every step, without waiting
         rates = torch.tensor(rates, device=device)
     generator = torch.Generator(device).manual_seed(seed)
     batches = _forever(split, batch_size, generator)
     look_every = 1 if device.type == "cpu" else steps_per_epoch(split, batch_size)
     for number, (images, labels) in enumerate(islice(batches, steps), start=1):
-        loss = step(images, labels, rates[number - 1])
+        now = step(images, labels, rates[number - 1])
         yield
         if number % look_every and number != steps:
             continue
-        if not loss.isfinite():
+        if not now.isfinite():
             raise TrainingError(
-                f"the loss is {loss.item()} after {number} steps; try a --lr below {lr:g}."
+                f"the loss is {now.item()} after {number} steps; try a --lr below {lr:g}."
             )
         if on_step is not None:
-            on_step(number, loss.item())
+            on_step(number, now.item())
     if not all(parameter.isfinite().all() for parameter in network.parameters()):
         raise TrainingError(f"not all weights are finite; try a --lr below {lr:g}.")
     network.eval()
@@ -201,6 +205,7 @@ class TrainingStep:
         device: of the network and of all batches.
         teacher: see :func:`training`.
         distill: see :func:`training`.
+        loss: see :func:`training`.
         static: keep batch, loss and learning rate in the same memory, as a CUDA graph
             needs it; default: on a GPU only.
     """
@@ -208,11 +213,12 @@ class TrainingStep:
     def __init__(
         self, network: nn.Module, *, weight_decay: float = 5e-4,
         precision: str = "float32", device: torch.device,
-        teacher: nn.Module | None = None, distill: float = 0.0, static: bool | None = None,
+        teacher: nn.Module | None = None, distill: float = 0.0,
+        loss: Loss = F.cross_entropy, static: bool | None = None,
     ) -> None:  # fmt: skip
         self._network = network
         self._teacher = teacher.eval() if teacher is not None and distill else None
-        self._distill = distill
+        self._distill, self._loss_of = distill, loss
         self._static = device.type == "cuda" if static is None else static
         rate = torch.zeros((), device=device) if self._static else 0.0
         self._optimizer = torch.optim.SGD(
@@ -228,12 +234,12 @@ class TrainingStep:
         # By the number of images: that of most batches, and that of an epoch's last one.
         self._memory: dict[int, tuple[tuple[Tensor, Tensor], Captured]] = {}
 
-    def __call__(self, images: Tensor, labels: Tensor, rate: float | Tensor) -> Tensor:
+    def __call__(self, images: Images, labels: Any, rate: float | Tensor) -> Tensor:
         """Take the step.
 
         Args:
             images: float32 [B, C, H, W].
-            labels: int64 [B].
+            labels: int64 [B]; both tensors where all is ``static``.
             rate: of learning; a tensor of the device where all is ``static``.
 
         Returns:
@@ -259,14 +265,15 @@ class TrainingStep:
         captured()
         return self._loss
 
-    def _take(self, images: Tensor, labels: Tensor) -> None:
+    def _take(self, images: Images, labels: Any) -> None:
         with self._mixed:
-            logits = self._network(images)
-        loss = F.cross_entropy(logits.float(), labels)
+            logits = forward(self._network, images)
+        logits = mapped(_in_full, logits)
+        loss = self._loss_of(logits, labels)
         if self._teacher is not None:
             with self._mixed, torch.no_grad():
-                wanted = self._teacher(images)
-            distance = distillation_loss(logits.float(), wanted.float())
+                wanted = forward(self._teacher, images)
+            distance = distillation_loss(logits, wanted.float())
             loss = (1 - self._distill) * loss + self._distill * distance
         self._optimizer.zero_grad(set_to_none=not self._static)
         loss.backward()
@@ -275,6 +282,10 @@ class TrainingStep:
             self._loss.copy_(loss.detach())
         else:
             self._loss = loss.detach()
+
+
+def _in_full(output: Tensor) -> Tensor:
+    return output.float() if output.dtype == torch.bfloat16 else output
 
 
 def distillation_loss(logits: Tensor, wanted: Tensor) -> Tensor:
@@ -308,13 +319,13 @@ def _rates(lr: float, steps: int) -> list[float]:
     return rates
 
 
-def steps_per_epoch(split: Split, batch_size: int = 128) -> int:
+def steps_per_epoch(split: Split | Loader, batch_size: int = 128) -> int:
     """Return how many batches of ``batch_size`` one pass over ``split`` takes."""
-    return -(-len(split) // batch_size)
+    return split.batch_count(batch_size)
 
 
 def _forever(
-    split: Split, batch_size: int, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
+    split: Split | Loader, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[Images, Any]]:
     while True:
         yield from split.batches(batch_size, generator)

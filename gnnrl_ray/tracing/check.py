@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from gnnrl_ray.data.loader import InputShape
 from gnnrl_ray.tracing.proxies import tensors_in
 from gnnrl_ray.tracing.symbolic import (
-    InputShape,
     TraceError,
     cannot_run,
     evaluating,

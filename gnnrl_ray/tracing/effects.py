@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from gnnrl_ray.data.loader import InputShape
 from gnnrl_ray.tracing.labels import Labels, Stream, Transit, WholeError
 from gnnrl_ray.tracing.operations import FIXED, RESHAPES, ZERO, select_channels
 from gnnrl_ray.tracing.symbolic import (
     IMAGES,
-    InputShape,
     TraceError,
     describe_node,
     get_tensor,

@@ -16,6 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import fx, nn
 
+from gnnrl_ray.data.loader import InputShape, shapes_of
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.settings import parse_pattern
 from gnnrl_ray.tracing.check import Reference
@@ -23,10 +24,8 @@ from gnnrl_ray.tracing.effects import follow
 from gnnrl_ray.tracing.labels import Labelled, Labels
 from gnnrl_ray.tracing.operations import FIXED, Layout, Operation
 from gnnrl_ray.tracing.symbolic import (
-    InputShape,
     closed_in,
     get_tensor,
-    shapes_of,
     symbolic,
     unwrapped,
 )

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from gnnrl_ray.data.loader import InputShape
 from gnnrl_ray.tracing.operations import FIXED, NO_CHANNELS, Layout, Operation
 from gnnrl_ray.tracing.symbolic import (
     IMAGES,
-    InputShape,
     ShapeRun,
     TraceError,
     describe_node,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from gnnrl_ray.data.loader import InputShape, shapes_of
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.tracing.plain import with_plain_layers
 from gnnrl_ray.tracing.proxies import (
@@ -19,9 +20,6 @@ from gnnrl_ray.tracing.proxies import (
     tensors_in,
     values_of,
 )
-
-# (C, H, W) of one image, or one such for each image that a network takes at once.
-InputShape = Sequence[int] | Sequence[Sequence[int]]
 
 IMAGES = 2  # to trace with: of one alone, ``squeeze`` would take the batch's axis, too
 
@@ -222,7 +220,7 @@ def symbolic(
 def images_like(
     network: nn.Module, input_shape: InputShape, count: int = IMAGES
 ) -> tuple[Tensor, ...]:
-    """Return ``count`` images of zeros of each shape, where ``network`` is, in its format."""
+    """Return ``count`` images of zeros of each shape, as ``network`` is and where it is."""
     weights = next(network.parameters(), None)
     if weights is None:
         raise TraceError("the network has no parameters.")
@@ -230,13 +228,6 @@ def images_like(
         torch.zeros(count, *shape, device=weights.device, dtype=weights.dtype)
         for shape in shapes_of(input_shape)
     )
-
-
-def shapes_of(input_shape: InputShape) -> tuple[tuple[int, ...], ...]:
-    """Return the shape of each image that a network takes at once."""
-    if input_shape and isinstance(input_shape[0], Sequence):
-        return tuple(tuple(shape) for shape in input_shape)
-    return (tuple(input_shape),)
 
 
 def cannot_run(input_shape: InputShape, error: Exception) -> TraceError:

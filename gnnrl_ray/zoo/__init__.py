@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -18,7 +19,14 @@ from gnnrl_ray.zoo.shufflenet import ShuffleNet, build_shufflenet_v2
 from gnnrl_ray.zoo.vgg import build_vgg16
 from gnnrl_ray.zoo.weights import WeightsError, fetch_weights, load_weights
 
-__all__ = ["NETWORKS", "WeightsError", "build_network", "is_ours", "load_network"]
+__all__ = [
+    "NETWORKS",
+    "WeightsError",
+    "build_network",
+    "import_callable",
+    "is_ours",
+    "load_network",
+]
 
 _SMALL = 64  # pixels; below it, networks made for ImageNet keep their first images large
 
@@ -79,7 +87,7 @@ def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> nn.
         return build(weights=None, num_classes=num_classes)
     if source == "timm":
         return _build_of_timm(attribute, num_classes)
-    build = _import(source, attribute)
+    build = import_callable(source, attribute)
     try:
         takes = inspect.signature(build).parameters
     except ValueError:  # of some that are written in C
@@ -113,7 +121,7 @@ def _build_of_timm(name: str, num_classes: int) -> nn.Module:
     return timm.create_model(name, num_classes=num_classes)
 
 
-def _import(module: str, attribute: str) -> Callable[..., object]:
+def import_callable(module: str, attribute: str) -> Callable[..., Any]:
     """Return ``attribute`` of ``module``, which may be in the current folder."""
     sys.path.insert(0, str(Path.cwd()))
     try:
