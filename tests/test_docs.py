@@ -41,3 +41,12 @@ def test_files_that_are_named_exist():
             there = (ROOT / name, ROOT / "gnnrl_ray" / name)
             made_up = name == "methods/greedy.py"
             assert made_up or any(path.exists() for path in there), name
+
+
+def test_the_script_for_data_of_ones_own_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/own.md").read_text()
+    (script,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(script, "own.md", "exec"), {"__name__": "__main__"})
+    assert "closeness" in capsys.readouterr().out
+    assert {"smaller.safetensors", "search.svg"} <= {p.name for p in tmp_path.iterdir()}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from gnnrl_ray.errors import InputError
@@ -55,7 +56,8 @@ class Metric:
             ScoreError: it raised, or its score is no number within the bounds.
         """
         try:
-            found = self.function(network, validation)
+            with torch.no_grad():
+                found = self.function(network, validation)
         except Exception as error:
             raise ScoreError(
                 f"{self.name}: the score function raised {type(error).__name__}: {error}"
