@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "Measure accuracy, MACs and parameters: pruned beside dense.",
     "measure": "Measure latency and memory: pruned beside dense.",
     "pretrain": "Let an agent learn from finished searches, before it searches.",
+    "export": "Write the winner of a search as a file for elsewhere.",
     "train": "Train a network on a data set, so that it can be pruned.",
     "inspect": "Show what would be pruned in a network: groups, motifs, costs.",
 }

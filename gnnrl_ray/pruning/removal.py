@@ -28,6 +28,7 @@ from gnnrl_ray.tracing.symbolic import (
     ShapeRun,
     TraceError,
     get_tensor,
+    symbolic,
     unwrapped,
 )
 
@@ -185,6 +186,25 @@ def _silent(
             block[:, ~read] = 0
         zeroed[op.weight] = weight
     return Reference.of(unwrapped(network), groups.input_shapes, zeroed)
+
+
+def standing_alone(network: nn.Module, input_shape: InputShape) -> fx.GraphModule:
+    """Return ``network`` as a graph that is unpickled where torch is, and nothing else.
+
+    Args:
+        network: pruned or not, in evaluation mode; left as it is.
+        input_shape: (C, H, W) of one image, or one such for each that it takes.
+
+    Raises:
+        TraceError: it cannot be followed.
+    """
+    expected = Reference.of(network, input_shape)
+    graph = _without_us(copy.deepcopy(symbolic(network, input_shape)), input_shape)
+    graph.meta.clear()
+    for node in graph.graph.nodes:
+        node.meta.clear()
+    expected.check(graph, "the network as a graph of torch alone")
+    return graph
 
 
 def _without_us(graph: fx.GraphModule, input_shape: InputShape) -> fx.GraphModule:

@@ -38,7 +38,7 @@ from gnnrl_ray.zoo.weights import load_weights, save_weights
 _FILES = (
     "run.json", "journal.jsonl", "best.json", "pruned.safetensors", "checkpoint.zip",
     "finetuned.safetensors", "finetune.json", "measures.json", "search.png", "events",
-    "agent.safetensors", "initial.safetensors",
+    "agent.safetensors", "initial.safetensors", "model_card.md",
 )  # fmt: skip
 _ASIDE, _MEASURES = "replaced", "measures.json"
 _PACKAGES = ("ray", "torch", "torch-geometric", "numpy")
@@ -370,6 +370,15 @@ class Run:
     def write_json(self, name: str, content: dict) -> None:
         """Write ``content`` to the file ``name``, whole or not at all."""
         _write_json(self.storage, name, content)
+
+    @property
+    def facts(self) -> dict:
+        """What ``run.json`` says: settings, source, hashes, versions, hardware."""
+        return dict(self._facts)
+
+    def write_text(self, name: str, content: str) -> None:
+        """Write ``content`` to the file ``name``, whole or not at all."""
+        self.storage.write(name, content.encode())
 
     def save_network(self, name: str, network: nn.Module) -> None:
         """Write the state dict of ``network`` as ``name``.safetensors."""

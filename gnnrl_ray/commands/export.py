@@ -1,0 +1,79 @@
+"""The command ``export``."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from gnnrl_ray.commands.evaluate import of_run, smaller_of
+from gnnrl_ray.commands.terminal import (
+    DataDirOption,
+    JsonOption,
+    RunArgument,
+    TrustOption,
+)
+from gnnrl_ray.display.card import model_card
+from gnnrl_ray.errors import InputError
+from gnnrl_ray.jobs.exporting import FORMATS, Exported, export
+from gnnrl_ray.run.directory import Run
+
+_ENDS = {"onnx": ".onnx", "pt2": ".pt2", "torch": ".pt"}
+
+
+def export_command(
+    run: RunArgument,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="|".join(FORMATS),
+            help="onnx: any batch size, for onnxruntime; pt2: for torch.export.load; "
+            "torch: for torch.load where torch is, and nothing else.",
+        ),
+    ] = "onnx",
+    out: Annotated[
+        str | None, typer.Option(help="File or URI; default: in the run directory.")
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option(help="In 8-bit whole numbers, by onnxruntime; of onnx.")
+    ] = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="pruned|finetuned", help="Default: finetuned, if there."),
+    ] = None,
+    data_dir: DataDirOption = None,
+    trust: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the winner of a search as a file for elsewhere, and a model card.
+
+    The file is loaded and asked about all validation images beside the network itself.
+    """
+    if kind not in FORMATS:
+        raise InputError(f"--format {kind!r} is none of {', '.join(FORMATS)}.")
+    opened = Run.open(run)
+    network, data, costs = of_run(opened, {"data_dir": data_dir}, trust)
+    there = smaller_of(opened, network, costs)
+    name = weights or ("finetuned" if "finetuned" in there else "pruned")
+    if name not in there:
+        raise InputError(
+            f"--weights {name}: {run} has {' and '.join(there) or 'no weights yet'}."
+        )
+    path = out or f"{opened.storage}/{name}{'.int8' if int8 else ''}{_ENDS[kind]}"
+    found = export(
+        there[name].cpu(), data.validation, path, kind=kind,
+        calibration=data.train if int8 else None,
+    )  # fmt: skip
+    opened.write_text("model_card.md", model_card(opened, [_said(found)]))
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    print(f"{_said(found)}; model_card.md is in {opened.storage}")
+
+
+def _said(found: Exported) -> str:
+    said = f"{found.path}: {found.agree} of {found.images} predictions are the network's"
+    if found.accuracy is not None:
+        said += f", validation accuracy {found.accuracy:.2%}"
+    return said
