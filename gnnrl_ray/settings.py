@@ -22,7 +22,7 @@ from gnnrl_ray.errors import InputError
 _TOO_LARGE = 2**53  # of what is counted
 _MOST_PIXELS = 2**26  # of one image: 100 times those of a photograph for ImageNet
 
-BUDGETS = ("flops", "params", "activations")
+BUDGETS = ("flops", "params", "activations", "memory", "latency")
 PRECISIONS = ("plain", "float32", "bfloat16")
 TIMEOUTS = ("fit", "penalty")
 _DEFAULT_FLOPS = 0.5
@@ -254,6 +254,16 @@ class SearchSettings(Checked):
     )
     params: float | None = _budget("Trainable parameters that it may have")
     activations: float | None = _budget("Numbers in its largest hidden state for one image")
+    memory: float | None = _budget(
+        "Bytes of float32 weights and hidden states that it holds at once for one image"
+    )
+    latency: float | None = _budget(
+        "Microseconds of a pass on --device, by a table of its layers that is measured at "
+        "the start"
+    )
+    latency_batch: int = setting(
+        1, "Images in a pass that --latency is of.", least=1, most=10**5
+    )
     episodes: int = setting(
         180, "Candidates to score; of gnn-rl, the first 30 at random.", least=1, free=True
     )

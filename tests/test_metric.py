@@ -123,9 +123,11 @@ def test_a_search_goes_on_with_the_score_that_it_began_with(regressor, loaders, 
     out = tmp_path / "run"
     search(regressor, loaders, score=METRIC, loss=loss, method="uniform", out=out, **SHORT)
     other = Metric(explained, "mse")
-    with pytest.raises(RunError, match=r"their name is mse 0..1, not R2 -1..1"):
+    with pytest.raises(RunError, match=r"started with score R2 -1..1, not mse 0..1"):
         search(regressor, loaders, score=other, loss=loss, out=out, resume=True,
                progress=False)  # fmt: skip
+    with pytest.raises(RunError, match=r"started with loss loss, not None"):
+        search(regressor, loaders, score=METRIC, out=out, resume=True, progress=False)
     assert len(Run.open(out).journal) == 1
 
 

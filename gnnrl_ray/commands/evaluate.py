@@ -51,8 +51,8 @@ def of_run(run: Run, given: dict, trust: bool) -> tuple[nn.Module, Data, Costs]:
 
 def show_measures(
     network: nn.Module, data: Data, costs: Costs, as_json: bool, run: Run | None = None
-) -> None:
-    """Print what the dense network, and those of a run, are worth and cost."""
+) -> dict[str, dict[str, float]]:
+    """Print what the dense network, and those of a run, are worth and cost; return it."""
     rows = {"dense": measure(network, data, costs)}
     if run is not None:
         widths = list(run.best()["groups"].values())
@@ -63,6 +63,7 @@ def show_measures(
         print(json.dumps({"dataset": data.name, "validation": data.protocol} | rows))
     else:
         console.print(measures_table(rows, data))
+    return rows
 
 
 def smaller_of(run: Run, network: nn.Module, costs: Costs) -> dict[str, nn.Module]:

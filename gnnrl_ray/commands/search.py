@@ -5,23 +5,28 @@ import shlex
 from typing import Annotated, NoReturn
 
 import typer
+from torch import nn
 
-from gnnrl_ray.commands.evaluate import show_measures
+from gnnrl_ray.commands.evaluate import show_measures, smaller_of
 from gnnrl_ray.commands.finetune import finetune_shown
 from gnnrl_ray.commands.terminal import JsonOption, QuietOption, TrustOption, errors, stop
 from gnnrl_ray.commands.train import load_weights
+from gnnrl_ray.data import Data
 from gnnrl_ray.display.panel import Panel
 from gnnrl_ray.display.report import budget_used
 from gnnrl_ray.jobs.finetuning import Recipe
-from gnnrl_ray.jobs.searching import Search
+from gnnrl_ray.jobs.searching import Search, device_of
 from gnnrl_ray.methods import method_of
 from gnnrl_ray.options import settings_as_options
 from gnnrl_ray.pruning.costs import Costs
 from gnnrl_ray.run.directory import Run
 from gnnrl_ray.scoring.outcome import Outcome
+from gnnrl_ray.scoring.speed import measure_speed
 from gnnrl_ray.settings import SearchSettings
 from gnnrl_ray.source import EMBEDDED, EMBEDDED_EPOCHS, Source
 from gnnrl_ray.storage import Storage
+
+_ROUNDS = 20  # passes of each network, for the last line
 
 
 @settings_as_options(source=Source, settings=SearchSettings)
@@ -56,12 +61,13 @@ def search_command(
 
     Without arguments: ResNet-20 on scikit-learn's digits at half the MACs, in minutes.
     """
-    done = 0
+    done, known = 0, None
     if resume:
         run = Run.open(resume)
         run.check_trust(source, trust)
         about = run.source.continued(source, resume)
         wanted, done = run.settings.continued(settings, resume), len(run.journal)
+        known = run.latency
     else:
         about, wanted = Source(**source), SearchSettings(**settings)
     name = f"{(about.network or '').replace(':', '-')}-{about.dataset}-{wanted.method}"
@@ -71,7 +77,8 @@ def search_command(
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     data = about.load_data()
     network = about.build(data)
-    search = Search(network, data, wanted, about)  # before anything takes long
+    # Before anything takes long.
+    search = Search(network, data, wanted, about, latency=known)
     load_weights(about, network, data)
     total = method_of(wanted.method).candidates(wanted)
     title = f"{wanted.method} on {about.network}"
@@ -97,14 +104,40 @@ def search_command(
             run, network, data, costs, Recipe(epochs=epochs), seed=wanted.seed,
             device=wanted.device,
         )  # fmt: skip
-    show_measures(network, data, costs, as_json, run)
+    rows = show_measures(network, data, costs, as_json, run)
     if not as_json:
-        reached = (
-            f"validation accuracy {found.best.accuracy:.2%} at {budget_used(run.best())}"
+        print(f"best of {len(run.journal)}: {_verdict(run, rows)}")
+        print(f"{_faster(run, network, data, costs)}; everything is in {folder}")
+
+
+def _verdict(run: Run, rows: dict[str, dict[str, float]]) -> str:
+    """Say what the network is worth that is taken home, and what it was before."""
+    best = run.best()
+    scored = f"{best['accuracy']:.2%}"
+    if finalist := best.get("finalist"):
+        scored = f"{finalist['accuracy']:.2%} after {finalist['steps']} steps of training"
+    if "finetuned" in rows:
+        scored = f"{rows['finetuned']['validation']:.2%} ({scored} before fine-tuning)"
+    return f"validation accuracy {scored} at {budget_used(best)}"
+
+
+def _faster(run: Run, network: nn.Module, data: Data, costs: Costs) -> str:
+    """Say how many times as fast as the dense network the winner is, here."""
+    where = device_of(run.settings.device)
+    smaller = list(smaller_of(run, network, costs).values())[-1]
+    said = []
+    for batch in dict.fromkeys((1, run.settings.latency_batch)):
+        found = measure_speed(
+            {"dense": network, "pruned": smaller}, data.input_shape, batch=batch,
+            device=where, rounds=_ROUNDS, memory=False,
+        )  # fmt: skip
+        times = [found[name]["median_ms"] for name in ("dense", "pruned")]
+        said.append(
+            f"{times[0] / times[1]:.2f} times as fast at batch {batch} "
+            f"({times[1]:.2f} ms, dense {times[0]:.2f})"
         )
-        if finalist := run.best().get("finalist"):
-            reached += f" ({finalist['accuracy']:.2%} after {finalist['steps']} steps)"
-        print(f"best of {len(run.journal)}: {reached}; everything is in {folder}")
+    network.cpu()
+    return f"on this {where.type}, {', '.join(said)}"
 
 
 def _interrupted(folder: str, total: int) -> NoReturn:

@@ -50,7 +50,7 @@ class Lesson:
         """
         settings = runs[0].settings
         groups = trace(network, data.input_shape, **settings.tracing)
-        budget = Budget.of(groups, settings)
+        budget = Budget.of(groups, settings, runs[0].latency)
         objective = Objective.of(network, data, budget, settings)
         for run in runs:
             run.check_journal(budget)

@@ -1,5 +1,8 @@
 """A network, data and settings -> the best outcome, and a run directory with all of it."""
 
+import hashlib
+import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +16,17 @@ from gnnrl_ray.data import Data, DataError, Loader, as_data
 from gnnrl_ray.data.loader import described, forward
 from gnnrl_ray.display.panel import Panel
 from gnnrl_ray.display.report import draw_search
-from gnnrl_ray.errors import InputError
+from gnnrl_ray.errors import InputError, Notice
 from gnnrl_ray.jobs.finalists import run_finalists
 from gnnrl_ray.jobs.result import Result
 from gnnrl_ray.methods import method_of
 from gnnrl_ray.pruning.budget import Budget, BudgetError
 from gnnrl_ray.pruning.importance import Loss
+from gnnrl_ray.pruning.latency import LatencyTable
 from gnnrl_ray.run.directory import Run
 from gnnrl_ray.run.lock import locked
 from gnnrl_ray.run.task import OnEpisode, OnFinalist, OnStatus, Task
+from gnnrl_ray.scoring.latency import latency_table
 from gnnrl_ray.scoring.metric import Metric, ScoreFunction
 from gnnrl_ray.scoring.objective import Objective
 from gnnrl_ray.scoring.outcome import Outcome
@@ -114,7 +119,8 @@ def search(
         settings = Run.open(out).settings.continued(changes, str(out))
     else:
         settings = SearchSettings(**changes)
-    one = Search(network, data, settings, source, task)
+    latency = Run.open(out).latency if resume and out is not None else None
+    one = Search(network, data, settings, source, task, latency)
     total = method_of(settings.method).candidates(settings)
     title = f"{settings.method} on {type(network).__name__}"
     with Panel(title, total, Console(stderr=True), quiet=not progress) as panel:
@@ -139,6 +145,8 @@ class Search:
         settings: of the search.
         source: see :func:`search`.
         task: what the network is for, where that is not classification.
+        latency: of a run that goes on, what that is counted by; default: measured, or what
+            was measured here before.
 
     Attributes:
         groups: of the network.
@@ -156,6 +164,7 @@ class Search:
         settings: SearchSettings,
         source: Source | None = None,
         task: OwnTask | None = None,
+        latency: LatencyTable | None = None,
     ) -> None:
         data.check()
         self._task = task or OwnTask()
@@ -168,7 +177,9 @@ class Search:
         self._method.check(settings)
         self._device = None if settings.env_runners else device_of(settings.device)
         self.groups = trace(network, data.input_shape, **settings.tracing)
-        self._budget = Budget.of(self.groups, settings)
+        if settings.latency is not None and latency is None:
+            latency = self._measured_latency()
+        self._budget = Budget.of(self.groups, settings, latency)
         _check_score(network, data, self._task)
 
     def run(
@@ -183,7 +194,11 @@ class Search:
         data, settings, source = self._data, self._settings, self._source
         objective = Objective.of(self._network, data, self._budget, settings, self._task)
         hashes = {"weights": hash_of(self._network), "data": data.digest()}
-        hashes |= self._task.names
+        latency = self._budget.latency
+        if latency is not None:
+            hashes["latency"] = hashlib.sha256(
+                json.dumps(latency.to_dict()).encode()
+            ).hexdigest()
         storage = Storage(out or f"runs/{settings.method}")
         if resume:
             Run.open(storage)  # or there is nothing to lock
@@ -195,15 +210,34 @@ class Search:
                     about = {name: about[name] for name in ("dataset", "validation")}
                 run.continue_with(vars(settings), about, data.classes)
                 run.check(hashes)
+                run.check_task(self._task.names)
                 run.check_journal(objective.budget)
             else:
-                run = Run.create(storage, settings, source, data.classes, hashes, overwrite)
+                run = Run.create(
+                    storage, settings, source, data.classes, hashes, overwrite,
+                    self._task.names,
+                )  # fmt: skip
+                if latency is not None:
+                    run.write_json("latency.json", latency.to_dict())
             try:
                 best = self._run(Task(objective, run, **told))
                 draw_search(run)
             finally:
                 run.replace()
         return Result(run, best, self.groups, self._network)
+
+    def _measured_latency(self) -> LatencyTable:
+        """Return what is known of this device, and say how good that is."""
+        settings = self._settings
+        device = self._device or device_of(settings.device)
+        table = latency_table(self._network, self.groups, device, settings.latency_batch)
+        warnings.warn(
+            f"latency on {table.device}: the table of layers is wrong by {table.error:.0%} "
+            "of whole networks that it was not fitted to, on average.",
+            Notice,
+            stacklevel=4,
+        )
+        return table
 
     def _run(self, task: Task) -> Outcome:
         objective, run = task.objective, task.run

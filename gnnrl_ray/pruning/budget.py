@@ -12,6 +12,7 @@ import numpy as np
 
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.pruning.costs import Costs
+from gnnrl_ray.pruning.latency import LatencyTable
 from gnnrl_ray.settings import SearchSettings, flag
 from gnnrl_ray.tracing.groups import ChannelGroups
 
@@ -20,6 +21,7 @@ _COSTS: dict[str, tuple[Callable[[Costs, np.ndarray], np.ndarray], str]] = {
     "flops": (Costs.macs, "multiply-accumulates"),
     "params": (Costs.params, "parameters"),
     "activations": (Costs.activations, "numbers in the largest hidden state"),
+    "memory": (Costs.memory, "bytes held at once"),
 }
 
 _HALVINGS = 40  # of a path, until its ends are alike
@@ -53,14 +55,17 @@ class Budget:
 
     Args:
         groups: of the network.
-        limits: by the kind of cost (``flops``, ``params``, ``activations``) how much is
-            allowed: a share of the dense network's if below 1, else a number.
+        limits: by the kind of cost (``flops``, ``params``, ``activations``, ``memory``,
+            ``latency``) how much is allowed: a share of the dense network's if below 1,
+            else a number.
+        latency: what ``latency`` is counted by, if that is limited.
         min_keep: smallest share of a group's channels that may be kept.
         round_to: widths are multiples of it, unless a group stays whole.
 
     Attributes:
         groups: of the network.
         costs: in closed form.
+        latency: what that is counted by, if it is known.
         limits: everything that is limited, at least one.
         multiple_of: int64 [G], what the widths of each group are multiples of.
         min_widths: int64 [G], the narrowest that are allowed.
@@ -74,11 +79,13 @@ class Budget:
         groups: ChannelGroups,
         limits: Mapping[str, float],
         *,
+        latency: LatencyTable | None = None,
         min_keep: float = 0.1,
         round_to: int = 1,
     ) -> None:
         self.groups = groups
         self.costs = Costs(groups)
+        self.latency = latency
         self.multiple_of = np.lcm(groups.multiple_of, round_to)
         least = np.maximum(1, np.ceil(groups.widths * min_keep / self.multiple_of))
         least = least.astype(np.int64) * self.multiple_of
@@ -94,18 +101,32 @@ class Budget:
                    f"--min-keep {min_keep:g}{rounding}")  # fmt: skip
 
     @classmethod
-    def of(cls, groups: ChannelGroups, settings: SearchSettings) -> "Budget":
+    def of(
+        cls,
+        groups: ChannelGroups,
+        settings: SearchSettings,
+        latency: LatencyTable | None = None,
+    ) -> "Budget":
         """Return the budget of a search."""
         return cls(
             groups,
             settings.budgets,
+            latency=latency,
             min_keep=settings.min_keep,
             round_to=settings.round_to,
         )
 
     def _limit(self, name: str, given: float) -> Limit:
-        count, unit = _COSTS[name]
-        cost = partial(count, self.costs)
+        if name == "latency":
+            if self.latency is None:
+                raise InputError(
+                    "a limit of `latency` needs the table that it is counted by."
+                )
+            unit = f"microseconds at batch {self.latency.batch} on {self.latency.device}"
+            cost = partial(self.latency, self.costs)
+        else:
+            count, unit = _COSTS[name]
+            cost = partial(count, self.costs)
         dense = float(cost(self.groups.widths))
         return Limit(name, unit, cost, _allowed(given, dense), dense)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gnnrl_ray.tracing.groups import ChannelGroups
-from gnnrl_ray.tracing.operations import FIXED
+from gnnrl_ray.tracing.operations import FIXED, Operation
 
 
 class Costs:
@@ -47,6 +47,9 @@ class Costs:
         largest = np.zeros(len(forms))
         np.maximum.at(largest, like.ravel(), areas)
         self._activations = forms * largest[:, None]
+        self._elements = areas @ self._channels
+        held = _alive(groups.operations) @ (areas[:, None] * self._channels)
+        self._held = np.unique(held, axis=0)
         self.dense = int(self.macs(groups.widths))
 
     def _forms(self, channels: Sequence[np.ndarray | None]) -> np.ndarray:
@@ -116,6 +119,38 @@ class Costs:
     def activations(self, widths: np.ndarray) -> np.ndarray:
         """Return int64 [...]: numbers in the largest of all outputs, for one image."""
         return _whole((self._ones(widths) @ self._activations.T).max(-1))
+
+    def layer_widths(self, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return float64 [..., L] twice: channels that each layer reads, and makes.
+
+        Of a depth-wise layer, those that it reads for each that it makes: one.
+        """
+        ones = self._ones(widths)
+        return ones @ self._inputs.T, ones @ self._outputs.T
+
+    def elements(self, widths: np.ndarray) -> np.ndarray:
+        """Return float64 [...]: numbers that all operations return, for one image."""
+        return self._ones(widths) @ self._elements
+
+    def memory(self, widths: np.ndarray) -> np.ndarray:
+        """Return int64 [...]: bytes of float32 that are held at once, for one image.
+
+        All weights, and at some operation what it reads and makes, and what later ones will
+        read; in the order of the network's own code, each result in memory of its own.
+        """
+        held = (self._ones(widths) @ self._held.T).max(-1)
+        return 4 * (_whole(held) + self.params(widths))
+
+
+def _alive(operations: Sequence[Operation]) -> np.ndarray:
+    """Bool [O, O]: whose results are held while each of the operations is done."""
+    last = np.arange(len(operations))
+    for number, op in enumerate(operations):
+        for parent in op.parents:
+            if parent >= 0:
+                last[parent] = number
+    each = np.arange(len(operations))
+    return (each <= each[:, None]) & (each[:, None] <= last)
 
 
 def _whole(numbers: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from gnnrl_ray import __version__
 from gnnrl_ray.data import is_code
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.pruning.budget import Budget
+from gnnrl_ray.pruning.latency import LatencyTable
 from gnnrl_ray.pruning.removal import deliver
 from gnnrl_ray.run.journal import Journal
 from gnnrl_ray.scoring.evaluation import EvaluationMode
@@ -38,9 +39,9 @@ from gnnrl_ray.zoo.weights import load_weights, save_weights
 _FILES = (
     "run.json", "journal.jsonl", "best.json", "pruned.safetensors", "checkpoint.zip",
     "finetuned.safetensors", "finetune.json", "measures.json", "search.png", "events",
-    "agent.safetensors", "initial.safetensors", "model_card.md",
+    "agent.safetensors", "initial.safetensors", "model_card.md", "latency.json",
 )  # fmt: skip
-_ASIDE, _MEASURES = "replaced", "measures.json"
+_ASIDE, _MEASURES, _LATENCY = "replaced", "measures.json", "latency.json"
 _PACKAGES = ("ray", "torch", "torch-geometric", "numpy")
 
 
@@ -84,9 +85,10 @@ class Run:
         where: Path | str,
         settings: SearchSettings,
         source: Source,
-        classes: int,
+        classes: int | None,
         hashes: Mapping[str, str] | None = None,
         overwrite: bool = False,
+        task: Mapping[str, str] | None = None,
     ) -> "Run":
         """Make the directory.
 
@@ -121,6 +123,7 @@ class Run:
             "source": source.to_dict(),
             "classes": classes,
             "hashes": dict(hashes or {}),
+            **({"task": dict(task)} if task else {}),
             "versions": {name: version(name) for name in _PACKAGES}
             | {"gnnrl-ray": __version__, "python": platform.python_version()},
             "hardware": {
@@ -196,13 +199,24 @@ class Run:
         """
         for what, before in self._facts.get("hashes", {}).items():
             if hashes.get(what, before) != before:
-                if what in ("weights", "data"):
-                    now, before = f"hash is {hashes[what][:12]}", before[:12]
-                else:
-                    now = f"name is {hashes[what]}"
                 raise RunError(
                     f"the {what} are not those that {self.storage} was started with: their "
-                    f"{now}, not {before}. Restore them, or start a new run."
+                    f"hash is {hashes[what][:12]}, not {before[:12]}. Restore them, or "
+                    "start a new run."
+                )
+
+    def check_task(self, names: Mapping[str, str]) -> None:
+        """Raise if ``names`` of the user's own functions are not those of the run.
+
+        Raises:
+            RunError: it was started with others, or with none.
+        """
+        before = self._facts.get("task", {})
+        for what in sorted(before.keys() | names.keys()):
+            if before.get(what) != names.get(what):
+                raise RunError(
+                    f"{self.storage} was started with {what} {before.get(what)}, not "
+                    f"{names.get(what)}; give the same, or start a new run."
                 )
 
     def check_journal(self, budget: Budget) -> None:
@@ -370,6 +384,22 @@ class Run:
     def write_json(self, name: str, content: dict) -> None:
         """Write ``content`` to the file ``name``, whole or not at all."""
         _write_json(self.storage, name, content)
+
+    @property
+    def latency(self) -> LatencyTable | None:
+        """What its ``latency`` is counted by, if that is limited.
+
+        Raises:
+            RunError: ``latency.json`` is damaged.
+        """
+        if not self.storage.exists(_LATENCY):
+            return None
+        try:
+            return LatencyTable.from_dict(_read_json(self.storage, _LATENCY))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{self.storage}/{_LATENCY} is damaged ({error}); start a new run."
+            ) from error
 
     @property
     def facts(self) -> dict:

@@ -4,7 +4,7 @@ Axis letters: B batch, C channels, H height, W width.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ def measure_speed(
     batch: int,
     device: torch.device | str = "cpu",
     rounds: int = 50,
+    memory: bool = True,
 ) -> dict[str, Speed]:
     """Time ``networks`` in turn, so that whatever else the machine does meets all alike.
 
@@ -37,6 +38,7 @@ def measure_speed(
         batch: B.
         device: where.
         rounds: passes of each network, fewer where they take long (at least 5).
+        memory: whether to measure that, too, for which a pass is profiled.
 
     Returns:
         By name: ``median_ms`` and ``p95_ms`` of a pass, ``per_second`` images, ``rounds``
@@ -46,7 +48,12 @@ def measure_speed(
         InputError: so many images do not fit in memory.
     """
     try:
-        return _measured(networks, input_shape, batch, torch.device(device), rounds)
+        found = _measured(networks, input_shape, batch, torch.device(device), rounds)
+        if memory:
+            images = images_for(input_shape, batch, torch.device(device))
+            for name, network in networks.items():
+                found[name]["memory"] = _memory(network, images)
+        return found
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if "memory" not in str(error).lower():
             raise
@@ -59,10 +66,7 @@ def _measured(
     networks: Mapping[str, nn.Module], input_shape: InputShape, batch: int,
     device: torch.device, rounds: int,
 ) -> dict[str, Speed]:  # fmt: skip
-    images = tuple(
-        torch.rand(batch, *shape, device=device).contiguous(memory_format=_format(shape))
-        for shape in shapes_of(input_shape)
-    )
+    images = images_for(input_shape, batch, device)
     for network in networks.values():
         network.eval().to(device, memory_format=torch.channels_last)
     milliseconds: dict[str, list[float]] = {name: [] for name in networks}
@@ -80,14 +84,20 @@ def _measured(
             "p95_ms": float(np.quantile(times, 0.95)),
             "per_second": batch / float(np.median(times)) * 1e3,
             "rounds": len(times),
-            "memory": _memory(networks[name], images),
         }
         for name, times in milliseconds.items()
     }
 
 
-def _format(shape: Sequence[int]) -> torch.memory_format:
-    return torch.channels_last if len(shape) == 3 else torch.contiguous_format
+def images_for(
+    input_shape: InputShape, batch: int, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Return one batch for each image that a network takes, channels-last."""
+    every = [torch.rand(batch, *shape, device=device) for shape in shapes_of(input_shape)]
+    return tuple(
+        each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each
+        for each in every
+    )
 
 
 def _milliseconds(network: nn.Module, images: tuple[Tensor, ...]) -> float:
