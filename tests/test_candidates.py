@@ -34,14 +34,28 @@ def test_all_meet_the_budget_and_none_is_known(name, limits, rng):
     assert budget.meets(found).all()
     assert (found >= budget.min_widths).all()
     assert (found <= dense).all()
-    new = candidates.first_new(np.array([*known, *found[:3]]), history)
-    assert budget.meets(new)
-    assert not any(np.array_equal(new, row) for row in known)
+    for offered in ([*known, *found[:3]], known):
+        new = candidates.first_new(np.array(offered), history, rng)
+        assert budget.meets(new)
+        assert not any(np.array_equal(new, row) for row in known)
     met, fit = budget.step(dense, 1 - new / dense, True)
     assert fit
     assert np.array_equal(met, new)
     for widths in candidates.rules:
         assert budget.meets(widths)
+
+
+def test_a_small_box_still_moves_every_group(rng):
+    """After many failures it is narrower than a channel of sixteen."""
+    candidates = candidates_of("resnet20")
+    dense = candidates.budget.groups.widths
+    best = candidates.budget.reach(np.full(len(dense), 0.4))
+    others = [candidates.budget.reach(r) for r in candidates.anywhere(150, rng)]
+    history = History(1 - np.array([best, *others]) / dense, np.r_[1.0, np.zeros(150)])
+    near = candidates.around(history, 1 - best / dense, rng)
+    close = near[np.abs(near - best).max(1) <= 3]
+    assert len(close) > 100
+    assert (close != best).any(0).all()
 
 
 def test_rules_keep_streams_whole_and_then_nothing():

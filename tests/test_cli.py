@@ -304,7 +304,8 @@ def test_settings_of_the_agent_are_checked(setting, message, command, home):
 
 def test_paper_is_the_papers_agent(command, home):
     given = ("search", "--episodes", "2", "--finetune", "none", "--agent", "paper",
-             "--agent", "warmup_episodes=1", "--out", "run", "--quiet")  # fmt: skip
+             "--agent", "warmup_episodes=1", "--epochs", "0", "--out", "run",
+             "--quiet")  # fmt: skip
     assert command(*given)[0] == 0
     settings = json.loads((home / "run/run.json").read_text())["settings"]
     assert settings["agent"] == {"algorithm": "ddpg", "warmup_episodes": 1}

@@ -104,7 +104,7 @@ def test_what_fails_is_a_row_and_is_tried_again(home):
      ({"budgets": [{"flops": -1}]}, "--flops"),
      ({"finetune": {"epoch": 1}}, r"\[finetune\] knows .* not 'epoch'"),
      ({"finetune": {"lr": -1}}, r"\[finetune\] lr"),
-     ({"budgets": [{"memory": 1}]}, "memory"),
+     ({"budgets": [{"energy": 1}]}, "energy"),
      ({"variants": {"mine": {"levels": 1}}}, "mine = .* no table with a method"),
      ({"variants": {"random": {"method": "uniform"}}}, "a name that no method has"),
      ({"variants": {"mine": {"method": "random", "levles": 1}}, "methods": ["mine"]},

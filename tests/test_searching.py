@@ -176,6 +176,7 @@ def test_the_agent_searches_resumes_and_repeats_itself(short, tmp_path, monkeypa
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.cluster
 def test_remote_env_runners_find_the_same(short, tmp_path):
     short("gnn-rl", agent=AGENT, episodes=6, out=tmp_path / "local")
     short("gnn-rl", agent=AGENT, episodes=6, out=tmp_path / "remote", env_runners=1)
@@ -210,6 +211,7 @@ def test_missed_budgets_are_in_the_journal(short, tmp_path):
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.cluster
 def test_a_search_that_only_fails_is_stopped(short, monkeypatch, tmp_path):
     """What is wrong in the actors is said here, and not tried 180 times."""
     monkeypatch.setattr(searching, "Objective", Broken)

@@ -48,6 +48,7 @@ def weights(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("ray_session", "weights")
+@pytest.mark.cluster
 def test_a_sweep_is_searches_a_table_and_a_picture(tmp_path):
     sweep = Sweep(SEARCH, {"warmup_episodes": [2], "seed": [0, 1]})
     out, last = tmp_path / "sweep", {}

@@ -61,6 +61,7 @@ def test_critics_stay_near_what_they_began_with(
     assert 0 < moved(100.0) < moved(0.0) / 3
 
 
+@pytest.mark.cluster
 def test_it_goes_on_without_the_other_run(run, network, digits, tmp_path):
     """And as it would have without a break: what it started from is in its directory."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
