@@ -6,9 +6,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import typer
 
+from gnnrl_ray import __version__
 from gnnrl_ray.commands.terminal import errors
 from gnnrl_ray.errors import GnnrlError, Notice
 from gnnrl_ray.interrupts import stop_on_signals
@@ -35,6 +37,22 @@ def load_command(name: str) -> Callable[..., None]:
     return getattr(module, f"{name}_command")
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"gnnrl_ray {__version__}")
+        raise typer.Exit
+
+
+def _callback(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Say it, and end.", callback=_say_version,
+                     is_eager=True),
+    ] = False,
+) -> None:  # fmt: skip
+    """Find how many channels each layer of a CNN keeps, and remove the others."""
+
+
 def build_app(words: Sequence[str] = ()) -> typer.Typer:
     """Return the application.
 
@@ -45,16 +63,22 @@ def build_app(words: Sequence[str] = ()) -> typer.Typer:
     app = typer.Typer(
         help="Find how many channels each layer of a CNN keeps, and remove the others.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
     )
-    app.callback()(lambda: None)  # or a command that stands alone would need no name
+    app.callback()(_callback)  # or a command that stands alone would need no name
     if words and words[0] in COMMANDS:
         app.command(words[0])(load_command(words[0]))
         return app
     for name, text in COMMANDS.items():
         app.command(name, help=text)(lambda: None)
     return app
+
+
+def _words() -> list[str]:
+    """Return the words of the command line; while a shell completes them, of that."""
+    if "_GNNRL_RAY_COMPLETE" in os.environ:
+        return os.environ.get("COMP_WORDS", "").split()[1:]
+    return sys.argv[1:]
 
 
 def main() -> None:
@@ -67,7 +91,7 @@ def main() -> None:
     warnings.showwarning = lambda message, *_: errors.print(f"Note: {message}")
     stop_on_signals()
     try:
-        build_app(sys.argv[1:])()
+        build_app(_words())()
     except GnnrlError as error:
         errors.print(f"Error: {error}")
         sys.exit(error.exit_code)

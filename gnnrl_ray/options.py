@@ -58,22 +58,33 @@ def _option(owner: type[Checked], field: dataclasses.Field) -> inspect.Parameter
     """Return the option of one setting; nothing given is None, whatever its default."""
     kind, facts = kind_of(owner, field.name), field.metadata
     text, choices = facts["text"], choices_of(field)
+    panel = _panel(owner, field.name)
     default = facts.get("shown", field.default)
     if default not in (None, dataclasses.MISSING) and kind is not bool:
         text = f"{text.rstrip('.')}. Default: {default}."
     if kind is bool:
         shown = flag(field.name if field.default else f"no-{field.name}")
         names = [f"{flag(field.name)}/--no-{field.name.replace('_', '-')}"]
-        option = typer.Option(*names, help=f"{text} Default: {shown}.")
+        option = typer.Option(
+            *names, help=f"{text} Default: {shown}.", rich_help_panel=panel
+        )
         annotation = Annotated[bool | None, option]
     else:
         metavar = facts.get("metavar") or "|".join(choices) or _METAVARS[kind]
         option = typer.Option(
-            flag(field.name), help=text, metavar=metavar,
+            flag(field.name), help=text, metavar=metavar, rich_help_panel=panel,
         )  # fmt: skip
         annotation = Annotated[(list[str] if kind is dict else str) | None, option]
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(field.name, keyword, default=None, annotation=annotation)
+
+
+def _panel(owner: type[Checked], name: str) -> str | None:
+    """Return under which heading ``--help`` has a setting; its last is for all others."""
+    for panel, names in owner.panels.items():
+        if name in names:
+            return panel
+    return next(reversed(owner.panels), None)
 
 
 def _table(owner: type[Checked], name: str, given: list[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Self, get_args, get_type_hints
@@ -72,7 +72,13 @@ def kind_of(owner: type, name: str) -> type:
 
 
 class Checked:
-    """Settings whose values are checked as they are made: plain kinds, bounds, choices."""
+    """Settings whose values are checked as they are made: plain kinds, bounds, choices.
+
+    Attributes:
+        panels: headings of ``--help`` and the settings under each; the last has the others.
+    """
+
+    panels: ClassVar[Mapping[str, Sequence[str]]] = {}
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -384,6 +390,15 @@ class SearchSettings(Checked):
     )
 
     TRACE: ClassVar[tuple[str, ...]] = ("keep", "skip_untraceable")
+    panels: ClassVar[Mapping[str, Sequence[str]]] = {
+        "Budget": (*BUDGETS, "latency_batch", "min_keep", "round_to", "keep"),
+        "Agent": ("agent", "from_run", "levels", "fit", "on_timeout", "max_steps"),
+        "Cluster": (
+            "env_runners", "cpus_per_env_runner", "gpus_per_env_runner", "episode_timeout",
+            "max_retries", "device", "address", "wait_for_nodes",
+        ),
+        "Search": (),
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

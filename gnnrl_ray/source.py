@@ -1,8 +1,9 @@
 """Where network and data of a run come from: loaded in one way, whoever asks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -42,6 +43,8 @@ class Source(Checked):
 
     ``network`` is None where a module was passed on instead.
     """
+
+    panels: ClassVar[Mapping[str, Sequence[str]]] = {"Network and data": ()}
 
     network: str | None = setting(
         "resnet20",

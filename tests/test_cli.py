@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gnnrl_ray import cli
+import gnnrl_ray
+from gnnrl_ray import SearchSettings, cli
 from gnnrl_ray.errors import Notice
 from gnnrl_ray.tracing import symbolic as symbolic_module
 from gnnrl_ray.zoo import build_network
@@ -405,3 +406,32 @@ def test_runs_written_before_0_1_0_go_on(command, home):
     assert code == 0, err
     assert "best of 4" in out
     assert json.loads((home / "run/run.json").read_text())["source"] == source
+
+
+def test_version(command):
+    code, out, _ = command("--version")
+    assert (code, out) == (0, f"gnnrl_ray {gnnrl_ray.__version__}\n")
+
+
+def test_a_shell_completes_commands_and_their_options(monkeypatch, home):
+    """Of the command that is typed alone; the others need not be imported."""
+
+    def completed(words):
+        environment = os.environ | {
+            "_GNNRL_RAY_COMPLETE": "complete_bash", "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        }  # fmt: skip
+        script = Path(sys.executable).parent / "gnnrl-ray"
+        return subprocess.run(
+            [script], env=environment, capture_output=True, text=True, check=False
+        ).stdout.split()
+
+    assert "search" in completed("gnnrl-ray se")
+    assert completed("gnnrl-ray search --late") == ["--latency", "--latency-batch"]
+
+
+def test_help_has_headings(command):
+    _, out, _ = command("search", "--help")
+    places = [out.index(f"─ {panel} ─") for panel in SearchSettings.panels]
+    assert out.index("─ Network and data ─") < min(places)
+    assert out.index("─ Budget ─") < out.index("--latency") < out.index("─ Search ─")

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -160,3 +161,12 @@ def test_infos_say_what_was_done(make, objective, rng):
             _, _, over, _, info = env.step(rng.random(6) * 0.4)
             widths = np.rint(widths * (1 - info["done"]))
         assert tuple(widths) == info["outcome"].widths
+
+
+def test_gymnasium_knows_it_by_name(objective):
+    name = "gnnrl_ray.agent.env:gnnrl_ray/Pruning-v0"
+    env = gym.make(name, config={"objective": lambda: objective})
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    *_, terminated, _, info = env.step(env.action_space.sample())
+    assert terminated is ("outcome" in info)

@@ -125,3 +125,6 @@ class PruningEnv(gym.Env):
             return observation, -1.0 if timeout else 0.0, timeout, False, info
         outcome = self.objective(widths)
         return observation, outcome.reward, True, False, info | {"outcome": outcome}
+
+
+gym.register("gnnrl_ray/Pruning-v0", entry_point=PruningEnv)

@@ -1,6 +1,7 @@
 """The command ``evaluate``."""
 
 import json
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -33,11 +34,12 @@ def evaluate_command(
         raise InputError("give a run directory, or --network.")
     if run is not None:
         opened = Run.open(run)
-        show_measures(*of_run(opened, source, trust), as_json, opened)
+        network, data, costs = of_run(opened, source, trust)
+        show_measures(networks_of(opened, network, costs), data, costs, as_json, opened)
         return
     network, data = Source(**source).load()
     costs = Costs(trace(network, data.input_shape, skip_untraceable=True))
-    show_measures(network, data, costs, as_json)
+    show_measures({"dense": network}, data, costs, as_json)
 
 
 def of_run(run: Run, given: dict, trust: bool) -> tuple[nn.Module, Data, Costs]:
@@ -50,14 +52,16 @@ def of_run(run: Run, given: dict, trust: bool) -> tuple[nn.Module, Data, Costs]:
 
 
 def show_measures(
-    network: nn.Module, data: Data, costs: Costs, as_json: bool, run: Run | None = None
-) -> dict[str, dict[str, float]]:
-    """Print what the dense network, and those of a run, are worth and cost; return it."""
-    rows = {"dense": measure(network, data, costs)}
+    networks: Mapping[str, nn.Module], data: Data, costs: Costs, as_json: bool,
+    run: Run | None = None,
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Print what networks, dense and of a run, are worth and cost; return it."""
+    kept = None if run is None else list(run.best()["groups"].values())
+    rows = {
+        name: measure(network, data, costs, None if name == "dense" else kept)
+        for name, network in networks.items()
+    }
     if run is not None:
-        widths = list(run.best()["groups"].values())
-        for name, smaller in smaller_of(run, network, costs).items():
-            rows[name] = measure(smaller, data, costs, widths)
         run.measured(rows)
     if as_json:
         print(json.dumps({"dataset": data.name, "validation": data.protocol} | rows))
@@ -66,8 +70,10 @@ def show_measures(
     return rows
 
 
-def smaller_of(run: Run, network: nn.Module, costs: Costs) -> dict[str, nn.Module]:
-    """Return the winner of a run, and what it was fine-tuned to, by name."""
-    names = ("pruned", "finetuned")
-    there = [name for name in names if run.storage.exists(f"{name}.safetensors")]
-    return {name: rebuild(run.storage, network, costs.groups, name) for name in there}
+def networks_of(run: Run, network: nn.Module, costs: Costs) -> dict[str, nn.Module]:
+    """Return ``dense``, the ``pruned`` winner of a run, and if there ``finetuned``."""
+    networks = {"dense": network}
+    for name in ("pruned", "finetuned"):
+        if run.storage.exists(f"{name}.safetensors"):
+            networks[name] = rebuild(run.storage, network, costs.groups, name)
+    return networks

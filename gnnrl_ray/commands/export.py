@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gnnrl_ray.commands.evaluate import of_run, smaller_of
+from gnnrl_ray.commands.evaluate import networks_of, of_run
 from gnnrl_ray.commands.terminal import (
     DataDirOption,
     JsonOption,
@@ -54,7 +54,8 @@ def export_command(
         raise InputError(f"--format {kind!r} is none of {', '.join(FORMATS)}.")
     opened = Run.open(run)
     network, data, costs = of_run(opened, {"data_dir": data_dir}, trust)
-    there = smaller_of(opened, network, costs)
+    there = networks_of(opened, network, costs)
+    del there["dense"]
     name = weights or ("finetuned" if "finetuned" in there else "pruned")
     if name not in there:
         raise InputError(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from torch import nn
 
-from gnnrl_ray.commands.evaluate import of_run, show_measures
+from gnnrl_ray.commands.evaluate import networks_of, of_run, show_measures
 from gnnrl_ray.commands.terminal import (
     DataDirOption,
     DeviceOption,
@@ -55,7 +55,7 @@ def finetune_command(
     finetune_shown(
         opened, network, data, costs, wanted, seed=seed, device=device, precision=precision
     )
-    show_measures(network, data, costs, as_json, opened)
+    show_measures(networks_of(opened, network, costs), data, costs, as_json, opened)
 
 
 def finetune_shown(

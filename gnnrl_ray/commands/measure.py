@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 import typer
 
-from gnnrl_ray.commands.evaluate import of_run, smaller_of
+from gnnrl_ray.commands.evaluate import networks_of, of_run
 from gnnrl_ray.commands.terminal import (
     DataDirOption,
     DeviceOption,
@@ -47,7 +47,7 @@ def measure_command(
     """
     opened, where = Run.open(run), device_of(device)
     network, data, costs = of_run(opened, {"data_dir": data_dir}, trust)
-    networks = {"dense": network} | smaller_of(opened, network, costs)
+    networks = networks_of(opened, network, costs)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     speeds: dict[str, dict[str, dict]] = {name: {} for name in networks}

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 from torch import nn
 
-from gnnrl_ray.commands.evaluate import show_measures, smaller_of
+from gnnrl_ray.commands.evaluate import networks_of, show_measures
 from gnnrl_ray.commands.finetune import finetune_shown
 from gnnrl_ray.commands.terminal import JsonOption, QuietOption, TrustOption, errors, stop
 from gnnrl_ray.commands.train import load_weights
@@ -104,10 +104,11 @@ def search_command(
             run, network, data, costs, Recipe(epochs=epochs), seed=wanted.seed,
             device=wanted.device,
         )  # fmt: skip
-    rows = show_measures(network, data, costs, as_json, run)
+    networks = networks_of(run, network, costs)
+    rows = show_measures(networks, data, costs, as_json, run)
     if not as_json:
         print(f"best of {len(run.journal)}: {_verdict(run, rows)}")
-        print(f"{_faster(run, network, data, costs)}; everything is in {folder}")
+        print(f"{_faster(run, networks, data)}; everything is in {folder}")
 
 
 def _verdict(run: Run, rows: dict[str, dict[str, float]]) -> str:
@@ -121,22 +122,20 @@ def _verdict(run: Run, rows: dict[str, dict[str, float]]) -> str:
     return f"validation accuracy {scored} at {budget_used(best)}"
 
 
-def _faster(run: Run, network: nn.Module, data: Data, costs: Costs) -> str:
+def _faster(run: Run, networks: dict[str, nn.Module], data: Data) -> str:
     """Say how many times as fast as the dense network the winner is, here."""
-    where = device_of(run.settings.device)
-    smaller = list(smaller_of(run, network, costs).values())[-1]
-    said = []
+    where, said = device_of(run.settings.device), []
+    two = {name: networks[name] for name in ("dense", "pruned")}
     for batch in dict.fromkeys((1, run.settings.latency_batch)):
-        found = measure_speed(
-            {"dense": network, "pruned": smaller}, data.input_shape, batch=batch,
-            device=where, rounds=_ROUNDS, memory=False,
-        )  # fmt: skip
-        times = [found[name]["median_ms"] for name in ("dense", "pruned")]
+        found = measure_speed(two, data.input_shape, batch=batch, device=where,
+                              rounds=_ROUNDS, memory=False)  # fmt: skip
+        times = [found[name]["median_ms"] for name in two]
         said.append(
             f"{times[0] / times[1]:.2f} times as fast at batch {batch} "
             f"({times[1]:.2f} ms, dense {times[0]:.2f})"
         )
-    network.cpu()
+    for network in two.values():
+        network.cpu()
     return f"on this {where.type}, {', '.join(said)}"
 
 

@@ -60,7 +60,7 @@ def train_command(
                         seed=seed, device=where, on_step=advance)  # fmt: skip
         except KeyboardInterrupt:
             _training_interrupted(about, data)
-    show_measures(network, data, costs, as_json)
+    show_measures({"dense": network}, data, costs, as_json)
     if not as_json:
         print(f"weights are in {path}")
 
