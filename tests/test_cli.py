@@ -324,7 +324,6 @@ def test_a_command_traces_once(command, home, monkeypatch):
         ("search", *SHORT[:-4], "--epochs", "1", "--precision", "float32", "--out", "run"),
         ("finetune", "run", "--epochs", "1"),
         ("evaluate", "run"),
-        ("search", "--resume", "run", "--episodes", "4", "--epochs", "0"),
     ]
     for words in commands:
         traced.clear()
