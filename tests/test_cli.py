@@ -12,6 +12,7 @@ import torch
 
 import gnnrl_ray
 from gnnrl_ray import SearchSettings, cli
+from gnnrl_ray.data import DATASETS
 from gnnrl_ray.errors import Notice
 from gnnrl_ray.tracing import symbolic as symbolic_module
 from gnnrl_ray.zoo import build_network
@@ -20,7 +21,17 @@ from gnnrl_ray.zoo.weights import save_weights, weights_path
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """A home with weights of ResNet-20 for digits, so that nothing is trained here."""
+    """A home with weights of ResNet-20 for digits, so that nothing is trained here.
+
+    And fewer of them: these tests are about commands.
+    """
+    whole = DATASETS["digits"]
+
+    def few(folder):
+        train, test, classes = whole(folder)
+        return train.take(torch.arange(256)), test.take(torch.arange(200)), classes
+
+    monkeypatch.setitem(DATASETS, "digits", few)
     monkeypatch.setenv("GNNRL_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

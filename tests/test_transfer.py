@@ -171,3 +171,10 @@ def test_pretrain_command(run, tmp_path, monkeypatch, capsys):
         build_app(["pretrain"])(
             ["pretrain", str(run), "--out", str(tmp_path / "a.pt")], standalone_mode=False
         )
+
+
+def test_an_agent_comes_with_the_package(network, digits, tmp_path):
+    settings = SHORT | {"episodes": 2, "agent": {}, "from_run": "pretrained"}
+    search(network, digits, out=tmp_path / "run", **settings)
+    start = load_file(tmp_path / "run/initial.safetensors")
+    assert start.keys() == load_file(tmp_path / "run/agent.safetensors").keys()

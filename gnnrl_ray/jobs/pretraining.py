@@ -1,11 +1,13 @@
 """An agent that knows what many searches have found, before it searches itself."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import Tensor, nn
 
 from gnnrl_ray.agent.choosing import ChoosingModule, loss_of
@@ -21,6 +23,8 @@ from gnnrl_ray.scoring.objective import Objective
 from gnnrl_ray.settings import SearchSettings
 from gnnrl_ray.tracing.groups import trace
 
+# RLlib warns, of every module, of what it does itself.
+logging.getLogger("ray._common.deprecation").setLevel(logging.ERROR)
 _BATCH = 64
 _FEWEST = 10  # candidates of a search that something can be learnt from
 
@@ -62,10 +66,11 @@ class Lesson:
             )
         env = PruningEnv(Agent.env_config(settings, lambda: objective))
         config = Agent.config(settings, lambda: objective)
-        module = ChoosingModule(
-            observation_space=env.observation_space, action_space=env.action_space,
-            model_config=config.model_config, inference_only=False,
-        )  # fmt: skip
+        module = RLModuleSpec(
+            module_class=ChoosingModule, observation_space=env.observation_space,
+            action_space=env.action_space, model_config=config.model_config,
+            inference_only=False,
+        ).build()  # fmt: skip
         widths = np.array(list(outcomes))
         scores = normal_scores([outcome.reward for outcome in outcomes.values()])
         return cls(
