@@ -13,6 +13,12 @@ from fsspec.implementations.local import LocalFileSystem
 from gnnrl_ray.errors import InputError
 
 
+def storage_of(path: Path | str) -> tuple["Storage", str]:
+    """Return where the file at ``path``, or behind a URI, is, and its name there."""
+    where, _, name = str(path).rpartition("/")
+    return Storage(where or "."), name
+
+
 class Storage:
     """Writes files whole or not at all, and reads them.
 

@@ -172,7 +172,8 @@ class ChoosingModule(TorchRLModule, InferenceOnlyAPI):
         self.critic = Critics(encoder(), space.facts.stages, _HIDDEN)
         self.initial: dict[str, Tensor] = {}
         if settings["initial"] and not self.inference_only:
-            self.initial = start_from(self, settings["initial"])
+            taken = start_from(self, settings["initial"])
+            self.initial = {n: t for n, t in taken.items() if n.startswith("critic.")}
         # Set anew for each episode by the env runner.
         self.episode = 0
         self.generator = np.random.default_rng(0)
@@ -261,11 +262,9 @@ class ChoosingLearner(DDPGLearner):
         """
         super().apply_gradients(gradients_dict)
         for module_id, module in self.module.items():
-            initial = module.unwrapped().initial
-            if initial:
+            if initial := module.unwrapped().initial:
                 rate = self.config.get_config_for_module(module_id).critic_lr
-                critic = {n: t for n, t in initial.items() if n.startswith("critic.")}
-                apply(module.unwrapped(), critic, rate * _BACK)
+                apply(module.unwrapped(), initial, rate * _BACK)
 
     def compute_loss_for_module(self, *, module_id, config, batch, fwd_out) -> Tensor:
         """Return the sum over critics of (y - Q(s, a))^2, less the mean of Q(s, mu(s))."""

@@ -23,7 +23,7 @@ from gnnrl_ray.run.directory import RunError
 from gnnrl_ray.run.journal import EpisodeRecord
 from gnnrl_ray.run.task import Task
 from gnnrl_ray.settings import SearchSettings
-from gnnrl_ray.storage import Storage
+from gnnrl_ray.storage import storage_of
 from gnnrl_ray.tracing.groups import ChannelGroups
 from gnnrl_ray.zoo.weights import read_weights
 
@@ -137,8 +137,8 @@ class Agent:
             if not path.endswith(".safetensors"):
                 path = f"{path}/{AGENT_FILE}"
             read_weights(path)  # or say what is wrong with it
-            where, _, name = path.rpartition("/")
-            storage.write(_INITIAL, Storage(where or ".").read(name))
+            there, name = storage_of(path)
+            storage.write(_INITIAL, there.read(name))
         return f"{storage}/{_INITIAL}"
 
     @classmethod

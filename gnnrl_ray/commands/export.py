@@ -15,10 +15,8 @@ from gnnrl_ray.commands.terminal import (
 )
 from gnnrl_ray.display.card import model_card
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.jobs.exporting import FORMATS, Exported, export
+from gnnrl_ray.jobs.exporting import ENDS, FORMATS, Exported, export
 from gnnrl_ray.run.directory import Run
-
-_ENDS = {"onnx": ".onnx", "pt2": ".pt2", "torch": ".pt"}
 
 
 def export_command(
@@ -61,12 +59,13 @@ def export_command(
         raise InputError(
             f"--weights {name}: {run} has {' and '.join(there) or 'no weights yet'}."
         )
-    path = out or f"{opened.storage}/{name}{'.int8' if int8 else ''}{_ENDS[kind]}"
+    path = out or f"{opened.storage}/{name}{'.int8' if int8 else ''}{ENDS[kind]}"
     found = export(
         there[name].cpu(), data.validation, path, kind=kind,
         calibration=data.train if int8 else None,
     )  # fmt: skip
-    opened.write_text("model_card.md", model_card(opened, [_said(found)]))
+    card = model_card(opened, [_said(found)])
+    opened.storage.write("model_card.md", card.encode())
     if as_json:
         print(json.dumps(asdict(found)))
         return

@@ -1,7 +1,6 @@
 """The command ``measure``."""
 
 import json
-import platform
 from typing import Annotated
 
 import torch
@@ -19,7 +18,7 @@ from gnnrl_ray.commands.terminal import (
 from gnnrl_ray.display.report import speed_table
 from gnnrl_ray.jobs.searching import device_of
 from gnnrl_ray.run.directory import Run
-from gnnrl_ray.scoring.speed import measure_speed
+from gnnrl_ray.scoring.speed import device_name, measure_speed
 
 
 def measure_command(
@@ -57,18 +56,12 @@ def measure_command(
                                   rounds=rounds)  # fmt: skip
             for name, speed in found.items():
                 speeds[name][str(size)] = speed
+        on = device_name(where)
     finally:
         torch.set_num_threads(before)
-    on = f"{_machine(where)}, {threads or before} threads"
-    if where.type == "cuda":
-        on = torch.cuda.get_device_name(where)
     rows = {name: {"speed": speed, "device": on} for name, speed in speeds.items()}
     opened.measured(rows)
     if as_json:
         print(json.dumps(rows))
     else:
         console.print(speed_table(speeds, on))
-
-
-def _machine(device: torch.device) -> str:
-    return f"{device.type}: {platform.processor() or platform.machine()}"

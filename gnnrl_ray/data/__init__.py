@@ -116,17 +116,16 @@ class Data:
         """Raise a :class:`DataError` if a split is empty, or has labels of no class."""
         for name, split in self.splits.items():
             if isinstance(split, Loader):
-                split.first()
-                continue
-            if self.classes is None:
+                split.check()
                 continue
             if len(split) < 2:
                 raise DataError(f"{self.name}: {len(split)} images are too few to {name}.")
             least, most = int(split.labels.min()), int(split.labels.max())
-            if least < 0 or most >= self.classes:
+            if least < 0 or (self.classes is not None and most >= self.classes):
+                classes = self.classes or most + 1
                 raise DataError(
                     f"{self.name}: labels of the {name} images are in {least}..{most}, "
-                    f"but there are {self.classes} classes, 0..{self.classes - 1}."
+                    f"but there are {classes} classes, 0..{classes - 1}."
                 )
 
     def digest(self) -> str:

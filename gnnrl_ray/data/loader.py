@@ -57,7 +57,7 @@ class Loader:
             pass
         images = batches = 0
         for batch, _ in self.batches():
-            images += len(_first(batch))
+            images += len(each_of(batch)[0])
             batches += 1
         return images, batches
 
@@ -72,6 +72,10 @@ class Loader:
         if isinstance(images, tuple):
             return tuple(tuple(each.shape[1:]) for each in images)
         return tuple(images.shape[1:])
+
+    def check(self) -> None:
+        """Raise a :class:`DataError` if its first batch is none; it is looked at once."""
+        _ = self.input_shape
 
     def first(self) -> tuple[Images, Any]:
         """Return the first batch.
@@ -95,7 +99,7 @@ class Loader:
         seen = 0
         for images, targets in self.batches(size, torch.Generator().manual_seed(seed)):
             yield images, targets
-            seen += len(_first(images))
+            seen += len(each_of(images)[0])
             if seen >= count:
                 return
 
@@ -122,7 +126,7 @@ class Loader:
         images, targets = batch
         if isinstance(images, list | tuple):
             images = tuple(images)
-        for each in images if isinstance(images, tuple) else (images,):
+        for each in each_of(images):
             if not isinstance(each, Tensor) or not each.is_floating_point():
                 raise DataError(
                     f"the {self.name} loader has to yield images as floating-point "
@@ -150,9 +154,14 @@ def shapes_of(input_shape: InputShape) -> tuple[tuple[int, ...], ...]:
     return (tuple(side for side in input_shape if not isinstance(side, Sequence)),)
 
 
+def each_of(images: Images) -> tuple[Tensor, ...]:
+    """Return ``images``, several or one, as several."""
+    return images if isinstance(images, tuple) else (images,)
+
+
 def forward(network: nn.Module, images: Images) -> Any:
     """Return what ``network`` makes of images, one of each shape that it takes."""
-    return network(*images) if isinstance(images, tuple) else network(images)
+    return network(*each_of(images))
 
 
 def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -187,10 +196,6 @@ def _seeded(given: Iterable, generator: torch.Generator | None) -> Iterator:
                 return
             state = torch.get_rng_state()
         yield batch
-
-
-def _first(images: Images) -> Tensor:
-    return images[0] if isinstance(images, tuple) else images
 
 
 def described(value: object) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 
+from gnnrl_ray.display.paper import markdown_table
 from gnnrl_ray.display.report import budget_used
 from gnnrl_ray.run.directory import Run
 
@@ -51,8 +52,7 @@ def _measured(measures: Mapping[str, Mapping]) -> str:
         [name, *(f"{100 * row[s]:.2f}" for s in splits), *(f"{row[c]:,}" for c in costs)]
         for name, row in measures.items()
     ]
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(head, rows)
 
 
 def _splits(run: Run) -> str:
@@ -68,5 +68,4 @@ def _splits(run: Run) -> str:
 
 
 def _table(facts: Mapping[str, object]) -> str:
-    lines = (f"| {name} | {value} |" for name, value in facts.items())
-    return "\n".join(["| | |", "|---|---|", *lines])
+    return markdown_table(("", ""), [(name, str(value)) for name, value in facts.items()])

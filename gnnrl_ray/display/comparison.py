@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from scipy import stats
 
-from gnnrl_ray.display.paper import ACCURACIES
+from gnnrl_ray.display.paper import ACCURACIES, markdown_table
 
 _CELL = ["network", "budget", "method"]
 _SPLITS = ("validation", "holdout", "test")
@@ -123,11 +123,11 @@ def _curves(found: pd.DataFrame) -> str:
     if not rows:
         return ""
     names = [name.removeprefix("after_") for name in looks]
-    lines = [["network", "budget", "method", *names], ["---"] * (3 + len(looks))]
+    lines = []
     for row in rows:
         cells = ["" if np.isnan(row[n]) else f"{row[n]:.2f}" for n in looks]
         lines.append([*(row[name] for name in _CELL), *cells])
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = markdown_table(["network", "budget", "method", *names], lines)
     return f"\n{text}\n\nBest validation accuracy after so many evaluations, mean.\n"
 
 
@@ -145,9 +145,7 @@ def comparison_table(found: pd.DataFrame) -> Table:
 
 def comparison_markdown(found: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """Return a :func:`summary`, and what :func:`paired` says, as Markdown."""
-    headings, rows = _cells(found)
-    lines = [headings, ["---"] * len(headings), *rows]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = markdown_table(*_cells(found))
     text += (
         "\n\nTop-1 accuracy in %, mean ± standard deviation over n seeds (and the 95 % "
         "confidence interval of the mean).\n"

@@ -1,6 +1,6 @@
 """What the paper's tables say, and tables of runs in their form, beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,9 +85,14 @@ class Sheet:
 
     def to_markdown(self) -> str:
         """Return it as Markdown."""
-        lines = [self.heads, ["---"] * len(self.heads), *self.rows]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        table = markdown_table(self.heads, self.rows)
         return f"## {self.title}\n\n{table}\n\n{self.note}\n"
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of texts as Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def accuracy_sheet(runs: Sequence[Run], groups: Sequence[ChannelGroups | None]) -> Sheet:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from gnnrl_ray.data import Split
-from gnnrl_ray.data.loader import Loader, forward, shapes_of
+from gnnrl_ray.data.loader import Loader, each_of, forward, shapes_of
 from gnnrl_ray.data.split import DataError
 from gnnrl_ray.errors import GnnrlError, InputError
 from gnnrl_ray.pruning.removal import standing_alone
-from gnnrl_ray.storage import Storage
+from gnnrl_ray.storage import storage_of
 from gnnrl_ray.tracing.proxies import tensors_in
 
 _CALIBRATION = 100  # images that ranges for whole numbers are taken from
@@ -78,7 +78,7 @@ def export(
         InputError: an unknown format; a package that it needs is not there.
         ExportError: the network cannot be written so, or came out as another one.
     """
-    kind = kind or {".onnx": "onnx", ".pt2": "pt2", ".pt": "torch"}.get(Path(path).suffix)
+    kind = kind or {end: kind for kind, end in ENDS.items()}.get(Path(path).suffix)
     if kind not in FORMATS:
         raise InputError(
             f"{path} ends in none of .onnx, .pt2, .pt; say --format {' or '.join(FORMATS)}."
@@ -88,10 +88,9 @@ def export(
     network = network.eval()
     first = next(split.batches(2))[0]
     shapes = shapes_of(split.input_shape)
-    images = first if isinstance(first, tuple) else (first,)
-    if any(len(each) < 2 for each in images):
+    if any(len(image) < 2 for image in each_of(first)):
         raise DataError("the format has to be tried on batches of two images or more.")
-    images = tuple(image[:2].contiguous() for image in images)
+    images = tuple(image[:2].contiguous() for image in each_of(first))
     write, load = FORMATS[kind]
     try:
         with _quiet(), torch.no_grad():
@@ -112,8 +111,8 @@ def export(
             f"{found.difference:.1%} of its largest output on images of {shapes}; it has "
             "not been written. Try another --format."
         )
-    where, _, name = str(path).rpartition("/")
-    Storage(where or ".").write(name, content)
+    storage, name = storage_of(path)
+    storage.write(name, content)
     return found
 
 
@@ -125,7 +124,7 @@ def _compared(
     with torch.inference_mode():
         for images, labels in split.batches(_BATCH):
             ours = tensors_in(forward(network, images))
-            theirs = loaded(*(images if isinstance(images, tuple) else (images,)))
+            theirs = loaded(*each_of(images))
             for a, b in zip(ours, theirs, strict=True):
                 apart = float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
                 difference = max(difference, apart)
@@ -157,10 +156,7 @@ def _write_onnx(network: nn.Module, images: tuple[Tensor, ...]) -> bytes:
 
 
 def _load_onnx(content: bytes) -> Loaded:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_inputs()]
+    session, names = _session(content)
 
     def run(*images: Tensor) -> list[Tensor]:
         given = {n: np.ascontiguousarray(i) for n, i in zip(names, images, strict=True)}
@@ -173,7 +169,7 @@ def _quantised(content: bytes, split: Split | Loader) -> bytes:
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    session = _session_names(content)
+    _, names = _session(content)
     parts = split.sample(_CALIBRATION, _CALIBRATION, 0)
 
     class Images(CalibrationDataReader):
@@ -181,10 +177,9 @@ def _quantised(content: bytes, split: Split | Loader) -> bytes:
             found = next(parts, None)
             if found is None:
                 return None
-            images = found[0] if isinstance(found[0], tuple) else (found[0],)
+            images = each_of(found[0])
             return {
-                name: np.ascontiguousarray(i)
-                for name, i in zip(session, images, strict=True)
+                name: np.ascontiguousarray(i) for name, i in zip(names, images, strict=True)
             }
 
     with tempfile.TemporaryDirectory() as folder:
@@ -195,11 +190,12 @@ def _quantised(content: bytes, split: Split | Loader) -> bytes:
         return Path(small).read_bytes()
 
 
-def _session_names(content: bytes) -> list[str]:
+def _session(content: bytes) -> tuple[Any, list[str]]:
+    """Return onnxruntime's session of a file, and the names of its inputs."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return [each.name for each in session.get_inputs()]
+    return session, [each.name for each in session.get_inputs()]
 
 
 def _write_pt2(network: nn.Module, images: tuple[Tensor, ...]) -> bytes:
@@ -230,7 +226,8 @@ def _load_torch(content: bytes) -> Loaded:
     return lambda *images: tensors_in(network(*images))
 
 
-# How a file is written, and loaded.
+# How files end, are written and loaded.
+ENDS = {"onnx": ".onnx", "pt2": ".pt2", "torch": ".pt"}
 FORMATS: dict[Any, tuple[Callable[..., bytes], Callable[[bytes], Loaded]]] = {
     "onnx": (_write_onnx, _load_onnx),
     "pt2": (_write_pt2, _load_pt2),

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from gnnrl_ray.data import Data, DataError, Loader, as_data
+from gnnrl_ray.data import Data, DataError, as_data
 from gnnrl_ray.data.loader import described, forward
 from gnnrl_ray.display.panel import Panel
 from gnnrl_ray.display.report import draw_search
@@ -37,6 +37,8 @@ from gnnrl_ray.storage import Storage
 from gnnrl_ray.tracing.groups import trace
 from gnnrl_ray.tracing.symbolic import evaluating
 from gnnrl_ray.zoo.weights import hash_of
+
+_LOOKED_AT = 64  # images, at least, to see whether outputs and labels fit
 
 
 def search(
@@ -113,13 +115,14 @@ def search(
         training = None
     task = OwnTask.of(score, loss, training)
     data = as_data(data)
+    before = Run.open(out) if resume and out is not None else None
     if settings is not None:
         settings = replace(settings, **changes)
-    elif resume and out is not None:
-        settings = Run.open(out).settings.continued(changes, str(out))
+    elif before is not None:
+        settings = before.settings.continued(changes, str(out))
     else:
         settings = SearchSettings(**changes)
-    latency = Run.open(out).latency if resume and out is not None else None
+    latency = before and before.latency
     one = Search(network, data, settings, source, task, latency)
     total = method_of(settings.method).candidates(settings)
     title = f"{settings.method} on {type(network).__name__}"
@@ -278,8 +281,9 @@ def _check_score(network: nn.Module, data: Data, task: OwnTask) -> None:
     if task.metric is not None:
         with evaluating(network), torch.no_grad():
             task.metric(network, data.validation.given)
-    elif isinstance(data.validation, Loader):
-        images, labels = data.validation.to(next(network.parameters()).device).first()
+    elif data.classes is None:
+        validation = data.validation.to(next(network.parameters()).device)
+        images, labels = next(validation.batches(_LOOKED_AT))
         with evaluating(network), torch.no_grad():
             outputs = forward(network, images)
         both = isinstance(outputs, Tensor) and isinstance(labels, Tensor)

@@ -117,16 +117,13 @@ class Budget:
         )
 
     def _limit(self, name: str, given: float) -> Limit:
-        if name == "latency":
-            if self.latency is None:
-                raise InputError(
-                    "a limit of `latency` needs the table that it is counted by."
-                )
-            unit = f"microseconds at batch {self.latency.batch} on {self.latency.device}"
-            cost = partial(self.latency, self.costs)
-        else:
-            count, unit = _COSTS[name]
-            cost = partial(count, self.costs)
+        counted = _COSTS
+        if self.latency is not None:
+            counted = _COSTS | {"latency": (self.latency, self.latency.unit)}
+        if name not in counted:
+            raise InputError(f"a limit of `{name}` needs the table that it is counted by.")
+        count, unit = counted[name]
+        cost = partial(count, self.costs)
         dense = float(cost(self.groups.widths))
         return Limit(name, unit, cost, _allowed(given, dense), dense)
 

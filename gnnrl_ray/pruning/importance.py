@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from gnnrl_ray.data.loader import Images, mapped
+from gnnrl_ray.data.loader import Images, each_of, mapped
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.tracing.groups import ChannelGroups
 from gnnrl_ray.tracing.operations import Operation
@@ -151,8 +151,7 @@ def _slopes(
         given = mapped(lambda image: image.to(some.device, some.dtype), part)
         wanted = mapped(lambda target: target.to(some.device), own)
         with evaluating(network), torch.enable_grad():
-            given = given if isinstance(given, tuple) else (given,)
-            outputs = torch.func.functional_call(network, parameters, given)
+            outputs = torch.func.functional_call(network, parameters, each_of(given))
             share = 1 if own is labels else len(own) / len(labels)
             found = torch.autograd.grad(
                 loss(outputs, wanted) * share, list(parameters.values()),

@@ -65,6 +65,11 @@ class LatencyTable:
         of_layers = (_terms(costs, widths) * self._layers).sum((-1, -2))
         return of_layers + self.rest[0] + self.rest[1] * costs.elements(widths)
 
+    @property
+    def unit(self) -> str:
+        """What is counted."""
+        return f"microseconds at batch {self.batch} on {self.device}"
+
     @cached_property
     def _layers(self) -> np.ndarray:
         return np.array(self.layers)

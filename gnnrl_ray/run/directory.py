@@ -406,10 +406,6 @@ class Run:
         """What ``run.json`` says: settings, source, hashes, versions, hardware."""
         return dict(self._facts)
 
-    def write_text(self, name: str, content: str) -> None:
-        """Write ``content`` to the file ``name``, whole or not at all."""
-        self.storage.write(name, content.encode())
-
     def save_network(self, name: str, network: nn.Module) -> None:
         """Write the state dict of ``network`` as ``name``.safetensors."""
         save_weights(network, f"{self.storage}/{name}.safetensors")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.scoring.outcome import Outcome
-from gnnrl_ray.storage import Storage
+from gnnrl_ray.storage import storage_of
 
 _SUM = b', "crc32": "'  # of all that stands before it in the line
 
@@ -119,8 +119,7 @@ class Journal:
     """
 
     def __init__(self, path: Path | str) -> None:
-        folder, _, self._name = str(path).rpartition("/")
-        self._storage = Storage(folder or ".")
+        self._storage, self._name = storage_of(path)
         self._records: dict[int, EpisodeRecord] = {}
         self._finalists: dict[tuple[int, int], FinalistRecord] = {}
         self._torn: bytes | None = None  # what the file is to be before anything is added

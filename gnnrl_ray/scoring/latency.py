@@ -5,7 +5,6 @@ Axis letters: G prunable groups, L layers, S networks.
 
 import hashlib
 import json
-import platform
 import time
 from collections.abc import Callable
 
@@ -18,7 +17,7 @@ from gnnrl_ray.pruning.costs import Costs
 from gnnrl_ray.pruning.importance import rank
 from gnnrl_ray.pruning.latency import LatencyTable
 from gnnrl_ray.pruning.removal import keep, remove
-from gnnrl_ray.scoring.speed import images_for
+from gnnrl_ray.scoring.speed import device_name, images_for
 from gnnrl_ray.storage import Storage
 from gnnrl_ray.tracing.groups import ChannelGroups
 
@@ -46,7 +45,7 @@ def latency_table(
         batch: images at a time.
         on_network: called with how many networks have been timed, of how many.
     """
-    name = _device_name(device)
+    name = device_name(device)
     told = [
         name, batch, torch.__version__, groups.input_shapes, groups.widths.tolist(),
         [(op.name, op.kernel, op.size, op.groups, op.uses) for op in groups.layers],
@@ -96,7 +95,7 @@ def measure_latency(
     fitted = slice(None, -_HELD)
     table = LatencyTable.fitted(
         costs, widths[fitted], layers[fitted], passes[fitted],
-        device=_device_name(device), batch=batch,
+        device=device_name(device), batch=batch,
     )  # fmt: skip
     found = table(costs, widths[-_HELD:])
     error = float(np.mean(np.abs(found / passes[-_HELD:] - 1)))
@@ -161,10 +160,3 @@ class _Clock(fx.Interpreter):
         for layer, start, end in self._events:
             self._times[layer] += start.elapsed_time(end) * 1e3
         return self._times
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    machine = platform.processor() or platform.machine()
-    return f"{machine}, {torch.get_num_threads()} threads"

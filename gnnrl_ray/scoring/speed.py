@@ -3,6 +3,7 @@
 Axis letters: B batch, C channels, H height, W width.
 """
 
+import platform
 import time
 from collections.abc import Mapping
 
@@ -87,6 +88,14 @@ def _measured(
         }
         for name, times in milliseconds.items()
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Return what was measured on: a GPU's name, or the machine and its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    machine = platform.processor() or platform.machine()
+    return f"{device.type}: {machine}, {torch.get_num_threads()} threads"
 
 
 def images_for(

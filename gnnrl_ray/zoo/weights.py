@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.home import home
-from gnnrl_ray.storage import Storage
+from gnnrl_ray.storage import storage_of
 
 SOURCE = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
 # Each published file carries the first eight digits of its SHA-256 in its name.
@@ -94,7 +94,8 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         WeightsError: the file is missing, truncated, or holds other than tensors.
     """
     try:
-        file = _read(path)
+        storage, name = storage_of(path)
+        file = storage.read(name)
         if str(path).endswith(".safetensors"):
             return safetensors.torch.load(file)
         content = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
@@ -117,11 +118,6 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     ):
         raise WeightsError(f"{path} holds no state dict of tensors.")
     return {str(key).removeprefix("module."): value for key, value in state.items()}
-
-
-def _read(path: Path | str) -> bytes:
-    where, _, name = str(path).rpartition("/")
-    return Storage(where or ".").read(name)
 
 
 def load_weights(network: nn.Module, path: Path | str, ignored: Iterable[str] = ()) -> None:
@@ -191,6 +187,6 @@ def hash_of(network: nn.Module) -> str:
 
 def save_weights(network: nn.Module, path: Path | str) -> None:
     """Write the state dict of ``network`` to ``path``, whole or not at all."""
-    where, _, name = str(path).rpartition("/")
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
-    Storage(where or ".").write(name, safetensors.torch.save(state))
+    storage, name = storage_of(path)
+    storage.write(name, safetensors.torch.save(state))
