@@ -445,3 +445,58 @@ def test_help_has_headings(command):
     places = [out.index(f"─ {panel} ─") for panel in SearchSettings.panels]
     assert out.index("─ Network and data ─") < min(places)
     assert out.index("─ Budget ─") < out.index("--latency") < out.index("─ Search ─")
+
+
+OWN = """
+import torch
+from mine_of_test import small
+from torch.utils.data import DataLoader, TensorDataset
+
+images, labels = torch.rand(120, 3, 16, 16), torch.arange(120) % 5
+
+
+def loaders():
+    train = DataLoader(TensorDataset(images[:80], labels[:80]), 20, shuffle=True)
+    return train, [(images[80:], labels[80:])]
+
+
+def build():
+    return small(5)
+"""
+
+
+def test_loaders_and_a_network_of_ones_own(command, home, mine):
+    """All commands, of a data set that says neither its classes nor a test set."""
+    (home / "own_of_test.py").write_text(OWN)
+    sys.path.insert(0, str(home))
+    try:
+        from own_of_test import build
+
+        save_weights(build(), home / "own.safetensors")
+        about = ("--network", "own_of_test:build", "--dataset", "own_of_test:loaders",
+                 "--weights", str(home / "own.safetensors"))  # fmt: skip
+        code, _, err = command("search", *about, "--method", "random", "--episodes", "3",
+                               "--epochs", "1", "--out", "run")  # fmt: skip
+        assert code == 0, err
+        code, _, err = command("evaluate", "run")
+        assert (code, "--trust" in err) == (2, True)
+        code, out, _ = command("evaluate", "run", "--trust", "--json")
+        rows = json.loads(out)
+        assert code == 0
+        assert "holdout" not in rows["dense"]
+        assert rows["pruned"]["macs"] < rows["dense"]["macs"]
+        for words in (("export", "run", "--format", "torch"), ("measure", "run")):
+            code, _, err = command(*words, "--trust")
+            assert code == 0, err
+        # As after a search that went on to another winner.
+        code, _, err = command("search", *about, "--method", "uniform", "--flops", "0.8",
+                               "--out", "other")  # fmt: skip
+        assert code == 0, err
+        (home / "run/finetuned.safetensors").rename(home / "other/finetuned.safetensors")
+        code, out, err = command("evaluate", "other", "--trust", "--json")
+        assert code == 0
+        assert "Note: other/finetuned.safetensors is of an earlier winner" in err
+        assert "finetuned" not in json.loads(out)
+    finally:
+        sys.path.remove(str(home))
+        sys.modules.pop("own_of_test", None)

@@ -1,6 +1,7 @@
 """The command ``evaluate``."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -10,14 +11,14 @@ from torch import nn
 from gnnrl_ray.commands.terminal import JsonOption, TrustOption, console
 from gnnrl_ray.data import Data
 from gnnrl_ray.display.report import measures_table
-from gnnrl_ray.errors import InputError
+from gnnrl_ray.errors import InputError, Notice
 from gnnrl_ray.options import settings_as_options
 from gnnrl_ray.pruning.costs import Costs
 from gnnrl_ray.run.directory import Run, rebuild
 from gnnrl_ray.scoring.measures import measure
 from gnnrl_ray.source import Source
 from gnnrl_ray.tracing.groups import trace
-from gnnrl_ray.zoo.weights import hash_of
+from gnnrl_ray.zoo.weights import WeightsError, hash_of
 
 
 @settings_as_options(source=Source)
@@ -74,6 +75,17 @@ def networks_of(run: Run, network: nn.Module, costs: Costs) -> dict[str, nn.Modu
     """Return ``dense``, the ``pruned`` winner of a run, and if there ``finetuned``."""
     networks = {"dense": network}
     for name in ("pruned", "finetuned"):
-        if run.storage.exists(f"{name}.safetensors"):
+        if not run.storage.exists(f"{name}.safetensors"):
+            continue
+        try:
             networks[name] = rebuild(run.storage, network, costs.groups, name)
+        except WeightsError as error:
+            if name == "pruned" or "has shape" not in str(error):
+                raise
+            warnings.warn(
+                f"{run.storage}/{name}.safetensors is of an earlier winner and is left "
+                "out; fine-tune this one with `gnnrl-ray finetune`.",
+                Notice,
+                stacklevel=2,
+            )
     return networks

@@ -56,7 +56,8 @@ class Run:
         storage: where it is.
         settings: of the search.
         source: what network and data were loaded from.
-        classes: of the data set; None where data are the user's own.
+        classes: of the data set; None where that does not say, and the network is the
+            user's own.
         mode: how its candidates are evaluated, once that is known.
         journal: its outcomes.
     """
@@ -66,7 +67,8 @@ class Run:
         self.settings = SearchSettings.from_dict(facts["settings"])
         self.source = Source.from_dict(facts["source"])
         self.classes, hashes = facts["classes"], facts.get("hashes", {})
-        own = self.source.network is None  # whatever it tells apart
+        name = self.source.network
+        own = name is None or not is_ours(name)  # whatever it tells apart
         if not _is_count(self.classes) and not (own and self.classes is None):
             raise TypeError(f"classes are {self.classes!r}")
         if not isinstance(hashes, dict) or not all(
