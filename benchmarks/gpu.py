@@ -33,9 +33,11 @@ from benchmarks.measuring import Row, load, macs_per_second, mean, row, seconds
 from benchmarks.run import machine
 from gnnrl_ray import Budget, Objective, accuracy, load_data, prune, search, trace
 from gnnrl_ray.data import Data
-from gnnrl_ray.pruning.removal import remove
+from gnnrl_ray.pruning.importance import rank
+from gnnrl_ray.pruning.removal import keep, remove
 from gnnrl_ray.scoring.evaluation import Evaluator
 from gnnrl_ray.scoring.masking import MaskedEvaluator
+from gnnrl_ray.scoring.padding import Padded, padded
 from gnnrl_ray.scoring.training import (
     TrainingStep,
     in_turns,
@@ -44,6 +46,7 @@ from gnnrl_ray.scoring.training import (
     train,
     training,
 )
+from gnnrl_ray.tracing.groups import ChannelGroups
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class Size:
     episodes: int = 180
     epochs: int = 100
     repeats: int = 5
-    winners: tuple[str, ...] = (*["gnn-rl"] * 3, "uniform", "random", "inside", "local")
-    together: tuple[int, ...] = (3, 7)
+    winners: tuple[str, ...] = (*["gnn-rl"] * 3, "inside", "uniform", "random")
+    together: tuple[int, ...] = (3, 6)
     actors: tuple[int, ...] = (1, 2, 4)
     epoch_episodes: int = 4
     deep: str = "resnet110"
@@ -93,8 +96,7 @@ class Bench:
             for count in size.together:
                 work = partial(self.together, network, count)
                 yield f"together-{network}-{count}", work
-        for count in size.actors:
-            yield f"actors-{count}", partial(self.actors, size.networks[0], count)
+        yield "actors", partial(self.actors, size.networks[0])
         for network in reversed(size.networks):
             for method in dict.fromkeys(size.winners):
                 yield f"winner-{network}-{method}", partial(self.winning, network, method)
@@ -167,39 +169,53 @@ class Bench:
 
     def training(self, name: str) -> list[Row]:
         """An epoch at half the MACs, beside replays of the captured step alone."""
-        data, smaller = self.data(), self.halved(name)
+        data, half = self.data(), self.half(name)
+        network, groups, kept = half
+        smaller = remove(*half).to(self.device)
         steps = steps_per_epoch(data.train)
-        bare_step = TrainingStep(
-            smaller.train(), precision="bfloat16", device=self.device, static=True
-        )
         images, labels = next(data.train.batches(128, self.generator()))
         rate = torch.tensor(1e-4, device=self.device)
-        for _ in range(5):
-            bare_step(images, labels, rate)
-        ((_, captured),) = bare_step._memory.values()
+        wider = Padded(copy.deepcopy(smaller), *half)
 
-        def bare() -> None:
-            for _ in range(steps):
-                captured()
-            bare_step._loss.item()
+        def captured(which: torch.nn.Module, hold: Callable | None) -> Callable[[], None]:
+            step = TrainingStep(which.train(), precision="bfloat16", device=self.device,
+                                static=True, hold=hold)  # fmt: skip
+            for _ in range(5):
+                step(images, labels, rate)
+            ((_, replay),) = step._memory.values()
+
+            def bare() -> None:
+                for _ in range(steps):
+                    replay()
+                step._loss.item()
+
+            return bare
 
         def ours() -> None:
-            train(smaller, data.train, steps=steps, lr=1e-4, precision="bfloat16")
+            with padded(smaller, network, groups, kept) as (trained, hold):
+                train(trained, data.train, steps=steps, lr=1e-4, precision="bfloat16",
+                      hold=hold)  # fmt: skip
             self.wait()
 
-        ours_seconds, bare_seconds = seconds(ours, bare, n=3)
-        return [row("fine-tuning epoch, keep 0.5", name, ours_seconds, "s",
-                    bare=mean(ours_seconds) / mean(bare_seconds)),
-                row("replays of the step alone", name, bare_seconds, "s")]  # fmt: skip
+        whole, zeros, without = seconds(
+            ours, captured(wider.network, wider.hold),
+            captured(copy.deepcopy(smaller), None), n=3,
+        )  # fmt: skip
+        return [row("fine-tuning epoch, keep 0.5", name, whole, "s",
+                    bare=mean(whole) / mean(zeros)),
+                row("replays of the step alone, among zeros", name, zeros, "s"),
+                row("replays of the step alone, removed", name, without, "s",
+                    among_zeros=mean(without) / mean(zeros))]  # fmt: skip
 
     def together(self, name: str, count: int) -> list[Row]:
         """Steps of several networks side by side, in steady state."""
-        data, smaller = self.data(), self.halved(name)
-        going = [training(copy.deepcopy(smaller), data.train, steps=100, lr=1e-4,
-                          precision="bfloat16") for _ in range(count)]  # fmt: skip
-        in_turns([itertools.islice(each, 10) for each in going], self.device)
+        data, half = self.data(), self.half(name)
+        each = [Padded(remove(*half).to(self.device), *half) for _ in range(count)]
+        going = [training(one.network, data.train, steps=100, lr=1e-4, hold=one.hold,
+                          precision="bfloat16") for one in each]  # fmt: skip
+        in_turns([itertools.islice(one, 10) for one in going], self.device)
         start = time.perf_counter()
-        in_turns([itertools.islice(each, 50) for each in going], self.device)
+        in_turns([itertools.islice(one, 50) for one in going], self.device)
         spent = time.perf_counter() - start
         return [row(f"{count} side by side, a step of each", name,
                     [1e3 * spent / 50 / count], "ms")]  # fmt: skip
@@ -249,13 +265,16 @@ class Bench:
             kept = tuple(np.array(best["kept"][group]) for group in groups.names)
             smaller = remove(network, groups, kept).to(self.device)
             recalibrate(smaller, data.train)
+            wider = Padded(smaller, network, groups, kept)
             run = {"network": name, "method": method, "seed": seed,
                    "epochs": self.size.epochs, "macs_ratio": best["macs_ratio"],
-                   "before": best["accuracy"], "last_epochs": []}  # fmt: skip
-            look = partial(self.look, smaller, data, steps - 3 * epoch, run)
+                   "before": best["accuracy"], "last_epochs": [],
+                   "recalibrated": accuracy(smaller, data.validation)}  # fmt: skip
+            look = partial(self.look, wider.network, data, steps - 3 * epoch, run)
             runs.append(run)
-            going.append(training(smaller, data.train, steps=steps, seed=seed,
-                                  precision="bfloat16", on_step=look))  # fmt: skip
+            going.append(training(wider.network, data.train, steps=steps, seed=seed,
+                                  precision="bfloat16", hold=wider.hold,
+                                  on_step=look))  # fmt: skip
         in_turns(going, self.device)
         for run in runs:
             run |= run["last_epochs"][-1]
@@ -276,8 +295,16 @@ class Bench:
             run["last_epochs"].append(scores)
             network.train()
 
-    def actors(self, name: str, count: int) -> list[Row]:
-        """Episodes of one epoch on actors that share the GPU."""
+    def actors(self, name: str) -> list[Row]:
+        """Episodes of one epoch on actors that share the GPU, in one Ray."""
+        import ray
+
+        if not ray.is_initialized():
+            ray.init(include_dashboard=False, log_to_driver=False)
+        return [self.sharing(name, count) for count in self.size.actors]
+
+    def sharing(self, name: str, count: int) -> Row:
+        """Episodes of one epoch an hour on ``count`` actors."""
         folder, ends = self.out / f"actors-{count}", []
         share = 1 / count if self.device.type == "cuda" else 0
         search(
@@ -287,7 +314,7 @@ class Bench:
             on_episode=lambda done, best: ends.append(time.perf_counter()),
         )  # fmt: skip
         hourly = 3600 * (len(ends) - count - 1) / (ends[-1] - ends[count])
-        return [row(f"episodes of one epoch, {count} actors", name, [hourly], "per hour")]
+        return row(f"episodes of one epoch, {count} actors", name, [hourly], "per hour")
 
     def train_deep(self, name: str) -> dict:
         """Train a network whose weights cannot be fetched here."""
@@ -297,13 +324,15 @@ class Bench:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return json.loads(done.stdout)
 
-    def halved(self, name: str) -> torch.nn.Module:
-        """Return the network at half the MACs, on the device."""
-        network = self.network(name)
+    def half(
+        self, name: str
+    ) -> tuple[torch.nn.Module, ChannelGroups, tuple[np.ndarray, ...]]:
+        """Return a network, its groups, and what is kept at half the MACs, all alike."""
+        network = self.network(name).to(self.device)
         groups = trace(network, self.data().input_shape)
         budget = Budget(groups, {"flops": 0.5})
-        half = budget.project(groups.widths, budget.min_widths)
-        return prune(network, groups, half).to(self.device)
+        widths = budget.project(groups.widths, budget.min_widths)
+        return network, groups, keep(rank(network, groups, "l2"), widths)
 
     def wait(self) -> None:
         """Wait for the device."""

@@ -60,7 +60,8 @@ def measured(runs: Path) -> dict:
     run = Run.open(runs / f"gnn-rl-{SEEDS[0]}")
     if not run.storage.exists("finetuned.safetensors"):
         winner = rebuild(run.storage, network, costs.groups, "pruned")
-        finetune(run, winner, data, Recipe(epochs=EPOCHS), dense=network)
+        finetune(run, winner, data, Recipe(epochs=EPOCHS), dense=network,
+                 groups=costs.groups)  # fmt: skip
     tuned = rebuild(run.storage, network, costs.groups, "finetuned")
     widths = list(run.best()["groups"].values())
     return {

@@ -63,7 +63,8 @@ def main() -> None:
                 run = Run.open(out)
                 widths = list(run.best()["groups"].values())
                 winner = rebuild(run.storage, network, costs.groups, "pruned")
-                finetune(run, winner, data, recipe, dense=network, seed=seed)
+                finetune(run, winner, data, recipe, dense=network, groups=costs.groups,
+                         seed=seed)  # fmt: skip
                 row = {
                     "way": name, "seed": seed, "candidates": len(run.journal),
                     "seconds": seconds, "epochs": recipe.epochs,

@@ -67,7 +67,10 @@ def finetune_shown(
     steps = recipe.epochs * steps_per_epoch(data.train, recipe.batch_size)
     with progress(errors, "fine-tuning the winner", steps, 100) as advance:
         try:
-            finetune(run, smaller, data, recipe, dense=network, on_step=advance, **settings)
+            finetune(
+                run, smaller, data, recipe, dense=network, groups=costs.groups,
+                on_step=advance, **settings,
+            )  # fmt: skip
         except KeyboardInterrupt:
             again = shlex.join(["gnnrl-ray", "finetune", str(run.storage)])
             stop(f"{run.storage}/finetuned.safetensors is left; start over with: {again}")

@@ -300,7 +300,8 @@ def _measured(
     for seed in range(tuning.seeds if tuning.epochs else 0):
         smaller = rebuild(run.storage, network, costs.groups, "pruned")
         smaller.to(device_of(settings.device))
-        finetune(run, smaller, data, tuning, dense=network, seed=seed, on_step=on_step)
+        finetune(run, smaller, data, tuning, dense=network, groups=costs.groups,
+                 seed=seed, on_step=on_step)  # fmt: skip
         tuned.append(measure(smaller.cpu(), data, costs, widths))
     found = measure(winner, data, costs, widths)
     last = {"finetuned": tuned[-1]} if tuned else {}

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from gnnrl_ray.data import Data
-from gnnrl_ray.run.directory import Run
+from gnnrl_ray.run.directory import Run, kept_in
 from gnnrl_ray.run.lock import locked
+from gnnrl_ray.scoring.padding import padded
 from gnnrl_ray.scoring.training import steps_per_epoch, train
 from gnnrl_ray.settings import Checked, setting
+from gnnrl_ray.tracing.groups import ChannelGroups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ def finetune(
     recipe: Recipe,
     *,
     dense: nn.Module,
+    groups: ChannelGroups,
     seed: int = 0,
     precision: str | None = None,
     on_step: Callable[[int, float], None] | None = None,
@@ -56,6 +59,7 @@ def finetune(
         data: trained on ``data.train``.
         recipe: how.
         dense: the network that it was made of.
+        groups: of that one.
         seed: of order and augmentation.
         precision: see :func:`~gnnrl_ray.scoring.training.train`; default: what the search
             found to be fast and right.
@@ -86,12 +90,14 @@ def finetune(
     if recipe.only_pruned:
         _freeze(network, dense)
     with locked(run.storage):
+        kept = kept_in(run.storage, groups)
         try:
-            train(
-                network, data.train.to(device), steps=steps, lr=recipe.lr,
-                batch_size=recipe.batch_size, seed=seed, precision=precision,
-                teacher=teacher, distill=recipe.distill, on_step=count,
-            )  # fmt: skip
+            with padded(network, dense, groups, kept) as (trained, hold):
+                train(
+                    trained, data.train.to(device), steps=steps, lr=recipe.lr,
+                    batch_size=recipe.batch_size, seed=seed, precision=precision,
+                    teacher=teacher, distill=recipe.distill, hold=hold, on_step=count,
+                )  # fmt: skip
         except KeyboardInterrupt:
             keep()
             raise

@@ -232,7 +232,7 @@ def _parts(graph: fx.GraphModule, groups: ChannelGroups, flags: np.ndarray) -> d
     smaller: dict[int, object] = {}
     for name, layout in groups.layouts.items():
         tensor = get_tensor(graph, name)
-        part = _part(tensor.detach(), layout, flags)
+        part = part_of(tensor.detach(), layout, flags)
         if isinstance(tensor, nn.Parameter):
             part = nn.Parameter(part, tensor.requires_grad)
         smaller[id(tensor)] = part
@@ -264,7 +264,7 @@ def _rewrite(result: fx.GraphModule, groups: ChannelGroups, flags: np.ndarray) -
     result.recompile()
 
 
-def _part(tensor: Tensor, layout: Layout, flags: np.ndarray) -> Tensor:
+def part_of(tensor: Tensor, layout: Layout, flags: np.ndarray) -> Tensor:
     """Return the part of ``tensor`` that belongs to kept channels."""
     rows = torch.from_numpy(flags[layout.rows]).to(tensor.device)
     if layout.columns is None:

@@ -477,7 +477,7 @@ def rebuild(
     weights: str | None = None,
 ) -> nn.Module:
     """Do what :func:`load_pruned` does, with a network that has been traced."""
-    kept = _kept_in(_read_json(storage, "best.json"), groups, storage)
+    kept = kept_in(storage, groups)
     if weights is None:
         there = storage.exists("finetuned.safetensors")
         weights = "finetuned" if there else "pruned"
@@ -488,11 +488,13 @@ def rebuild(
     return deliver(network, groups, kept, load).eval()
 
 
-def _kept_in(
-    best: Mapping[str, Any], groups: ChannelGroups, storage: Storage
-) -> tuple[np.ndarray, ...]:
-    """Return the channels that ``best.json`` says each group keeps."""
-    kept = best.get("kept")
+def kept_in(storage: Storage, groups: ChannelGroups) -> tuple[np.ndarray, ...]:
+    """Return the channels that ``best.json`` says each group keeps.
+
+    Raises:
+        RunError: no winner, or one of other groups.
+    """
+    kept = _read_json(storage, "best.json").get("kept")
     if not isinstance(kept, dict) or kept.keys() != set(groups.names):
         raise RunError(f"{storage}/best.json is of other groups than this network's.")
     channels = []

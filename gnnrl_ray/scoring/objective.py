@@ -31,6 +31,7 @@ from gnnrl_ray.scoring.evaluation import (
 from gnnrl_ray.scoring.masking import MaskedEvaluator
 from gnnrl_ray.scoring.outcome import Outcome
 from gnnrl_ray.scoring.owntask import OWN, OwnTask
+from gnnrl_ray.scoring.padding import padded
 from gnnrl_ray.scoring.training import recalibrate, steps_per_epoch, train
 from gnnrl_ray.settings import SearchSettings, parse_finetune
 from gnnrl_ray.tracing.groups import ChannelGroups
@@ -237,11 +238,13 @@ class Objective:
         return network
 
     def _trained(self, widths: Sequence[int], steps: int) -> fx.GraphModule:
-        network = remove(self._graph, self.groups, self.kept(widths))
-        train(
-            network, self._data.train, steps=steps, lr=_EPISODE_LR, seed=self._seed,
-            precision=self.mode.precision, loss=self._own.loss,
-        )  # fmt: skip
+        kept = self.kept(widths)
+        network = remove(self._graph, self.groups, kept)
+        with padded(network, self._graph, self.groups, kept) as (trained, hold):
+            train(
+                trained, self._data.train, steps=steps, lr=_EPISODE_LR, seed=self._seed,
+                precision=self.mode.precision, loss=self._own.loss, hold=hold,
+            )  # fmt: skip
         return network
 
     def steps(self, epochs: float) -> int:

@@ -109,6 +109,7 @@ def training(
     teacher: nn.Module | None = None,
     distill: float = 0.0,
     loss: Loss = F.cross_entropy,
+    hold: Callable[[], None] | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Iterator[None]:
     """Train ``network`` in place, a step at every turn, by SGD with Nesterov momentum.
@@ -130,6 +131,8 @@ def training(
             evaluation mode.
         distill: share of the loss that is the distance to them, in [0, 1].
         loss: a function of what the network returns and the labels, to make small.
+        hold: called after every update, as a part of the step: see
+            :meth:`gnnrl_ray.scoring.padding.Padded.hold`.
         on_step: called with the number of steps done and the last loss: after every step
             on a CPU, after every epoch on a GPU, which a look at the loss would hold up.
 
@@ -146,7 +149,7 @@ def training(
     static = device.type == "cuda" and isinstance(split, Split)  # batches are all alike
     step = TrainingStep(
         network, weight_decay=weight_decay, precision=precision, device=device,
-        teacher=teacher, distill=distill, loss=loss,
+        teacher=teacher, distill=distill, loss=loss, hold=hold,
         static=static,
     )  # fmt: skip
     rates = _rates(lr, steps)
@@ -206,6 +209,7 @@ class TrainingStep:
         teacher: see :func:`training`.
         distill: see :func:`training`.
         loss: see :func:`training`.
+        hold: see :func:`training`.
         static: keep batch, loss and learning rate in the same memory, as a CUDA graph
             needs it; default: on a GPU only.
     """
@@ -214,11 +218,12 @@ class TrainingStep:
         self, network: nn.Module, *, weight_decay: float = 5e-4,
         precision: str = "float32", device: torch.device,
         teacher: nn.Module | None = None, distill: float = 0.0,
-        loss: Loss = F.cross_entropy, static: bool | None = None,
+        loss: Loss = F.cross_entropy, hold: Callable[[], None] | None = None,
+        static: bool | None = None,
     ) -> None:  # fmt: skip
         self._network = network
         self._teacher = teacher.eval() if teacher is not None and distill else None
-        self._distill, self._loss_of = distill, loss
+        self._distill, self._loss_of, self._hold = distill, loss, hold
         self._static = device.type == "cuda" if static is None else static
         rate = torch.zeros((), device=device) if self._static else 0.0
         self._optimizer = torch.optim.SGD(
@@ -278,6 +283,8 @@ class TrainingStep:
         self._optimizer.zero_grad(set_to_none=not self._static)
         loss.backward()
         self._optimizer.step()
+        if self._hold is not None:
+            self._hold()
         if self._static:
             self._loss.copy_(loss.detach())
         else:
