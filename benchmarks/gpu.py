@@ -58,7 +58,11 @@ class Size:
     episodes: int = 180
     epochs: int = 100
     repeats: int = 5
-    winners: tuple[str, ...] = (*["gnn-rl"] * 3, "inside", "uniform", "random")
+    winners: tuple[str, ...] = tuple(
+        f"{network}-{method}"
+        for network in ("resnet20", "resnet56")
+        for method in (*["gnn-rl"] * 3, "inside", "uniform")
+    )
     together: tuple[int, ...] = (3, 6)
     actors: tuple[int, ...] = (1, 2, 4)
     epoch_episodes: int = 4
@@ -67,8 +71,8 @@ class Size:
 
 
 TINY = Size(
-    ("resnet20",), "digits", 4, 1, 2, ("gnn-rl", "gnn-rl", "inside"), (1, 2), (1,), 1,
-    "resnet20", 1,
+    ("resnet20",), "digits", 4, 1, 2, ("resnet20-inside", "resnet20-gnn-rl") * 2, (1, 2),
+    (1,), 1, "resnet20", 1,
 )  # fmt: skip
 
 
@@ -97,10 +101,9 @@ class Bench:
                 work = partial(self.together, network, count)
                 yield f"together-{network}-{count}", work
         yield "actors", partial(self.actors, size.networks[0])
-        for network in reversed(size.networks):
-            for method in dict.fromkeys(size.winners):
-                yield f"winner-{network}-{method}", partial(self.winning, network, method)
-            yield f"finetune-{network}", partial(self.finetuning, network)
+        for winner in dict.fromkeys(size.winners):
+            yield f"winner-{winner}", partial(self.winning, winner)
+        yield "finetune", self.finetuning
         yield f"train-{size.deep}", partial(self.train_deep, size.deep)
         yield f"search-{size.deep}", partial(self.searching, size.deep)
 
@@ -246,22 +249,23 @@ class Bench:
                     outside_evaluation=1 - inside / total,
                     accuracy=best.accuracy)]  # fmt: skip
 
-    def winning(self, name: str, method: str) -> dict:
+    def winning(self, name: str) -> dict:
         """What a method finds, unless that was brought along."""
-        best = json.loads((self.winner(name, method) / "best.json").read_text())
+        best = json.loads((self.winner(name) / "best.json").read_text())
         return {key: best[key] for key in ("macs_ratio", "accuracy")}
 
-    def finetuning(self, name: str) -> list[dict]:
-        """Fine-tune all winners together; the agent's from every seed."""
-        data, network = self.data(), self.network(name)
-        groups = trace(network, data.input_shape)
+    def finetuning(self) -> list[dict]:
+        """Fine-tune all winners together; one that is named again, with another seed."""
+        data = self.data()
         epoch = steps_per_epoch(data.train)
         steps = self.size.epochs * epoch
         runs, going = [], []
         start = time.perf_counter()
-        for number, method in enumerate(self.size.winners):
-            seed = self.size.winners[:number].count(method)
-            best = json.loads((self.winner(name, method) / "best.json").read_text())
+        for number, winner in enumerate(self.size.winners):
+            name, _, method = winner.partition("-")
+            network, seed = self.network(name), self.size.winners[:number].count(winner)
+            groups = trace(network, data.input_shape)
+            best = json.loads((self.winner(winner) / "best.json").read_text())
             kept = tuple(np.array(best["kept"][group]) for group in groups.names)
             smaller = remove(network, groups, kept).to(self.device)
             recalibrate(smaller, data.train)
@@ -288,7 +292,8 @@ class Bench:
         """Measure ``network`` at the end of each of the last epochs."""
         epoch = steps_per_epoch(data.train)
         if step % (10 * epoch) == 0:
-            print(f"{run['method']} {run['seed']}: {step // epoch}, {loss:.3f}", flush=True)
+            about = f"{run['network']} {run['method']} {run['seed']}"
+            print(f"{about}: {step // epoch}, {loss:.3f}", flush=True)
         if step % epoch == 0 and step > after:
             parts = ("test", "holdout", "validation")
             scores = {part: accuracy(network, getattr(data, part)) for part in parts}
@@ -347,15 +352,16 @@ class Bench:
         """Return one of the device."""
         return torch.Generator(self.device).manual_seed(0)
 
-    def winner(self, name: str, method: str) -> Path:
-        """Return a finished run, searched here if it was not brought along."""
+    def winner(self, name: str) -> Path:
+        """Return a finished run, NETWORK-METHOD, searched here if there is none."""
         for folder in (self.runs, self.out):
-            if (folder / f"{name}-{method}" / "best.json").is_file():
-                return folder / f"{name}-{method}"
-        search(self.network(name), load_data(self.size.dataset), method=method,
+            if (folder / name / "best.json").is_file():
+                return folder / name
+        network, _, method = name.partition("-")
+        search(self.network(network), load_data(self.size.dataset), method=method,
                episodes=self.size.episodes, device=str(self.device),
-               out=self.out / f"{name}-{method}", overwrite=True)  # fmt: skip
-        return self.out / f"{name}-{method}"
+               out=self.out / name, overwrite=True)  # fmt: skip
+        return self.out / name
 
 
 def main() -> None:
@@ -366,7 +372,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=540, help="start nothing after")
     parser.add_argument("--only", help="steps whose names begin with it")
     parser.add_argument("--epochs", type=int, help="of fine-tuning")
-    parser.add_argument("--winners", help="methods, once for every seed of fine-tuning")
+    parser.add_argument("--winners", help="NETWORK-METHOD,..., again for every seed")
     parser.add_argument("--try", dest="tiny", action="store_true", help="smallest numbers")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -63,7 +63,7 @@ class Padded:
             for name, theirs in _tensors(smaller)
         ]
         self._held = [
-            (ours.detach(), part.to(ours.dtype))
+            (ours.detach(), torch.empty_like(ours).copy_(part))  # in memory alike
             for theirs, ours, part in self._parts
             if theirs.requires_grad and part is not ...
         ]

@@ -280,7 +280,7 @@ class TrainingStep:
                 wanted = forward(self._teacher, images)
             distance = distillation_loss(logits, wanted.float())
             loss = (1 - self._distill) * loss + self._distill * distance
-        self._optimizer.zero_grad(set_to_none=not self._static)
+        self._optimizer.zero_grad()  # a graph keeps the memory of its gradients
         loss.backward()
         self._optimizer.step()
         if self._hold is not None:
