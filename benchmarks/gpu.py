@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from benchmarks.measuring import Row, load, macs_per_second, mean, row, seconds
 from benchmarks.run import machine
@@ -39,14 +40,15 @@ from gnnrl_ray.scoring.evaluation import Evaluator
 from gnnrl_ray.scoring.masking import MaskedEvaluator
 from gnnrl_ray.scoring.padding import Padded, padded
 from gnnrl_ray.scoring.training import (
+    Training,
     TrainingStep,
     in_turns,
     recalibrate,
     steps_per_epoch,
     train,
-    training,
 )
 from gnnrl_ray.tracing.groups import ChannelGroups
+from gnnrl_ray.zoo.weights import read_facts, read_weights
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Bench:
     device: torch.device
     runs: Path
     out: Path
+    until: float = float("inf")
 
     def data(self) -> Data:
         """Return the data set, on the device."""
@@ -214,7 +217,7 @@ class Bench:
         """Steps of several networks side by side, in steady state."""
         data, half = self.data(), self.half(name)
         each = [Padded(remove(*half).to(self.device), *half) for _ in range(count)]
-        going = [training(one.network, data.train, steps=100, lr=1e-4, hold=one.hold,
+        going = [Training(one.network, data.train, steps=100, lr=1e-4, hold=one.hold,
                           precision="bfloat16") for one in each]  # fmt: skip
         in_turns([itertools.islice(one, 10) for one in going], self.device)
         start = time.perf_counter()
@@ -255,12 +258,14 @@ class Bench:
         return {key: best[key] for key in ("macs_ratio", "accuracy")}
 
     def finetuning(self) -> list[dict]:
-        """Fine-tune all winners together; one that is named again, with another seed."""
+        """Fine-tune all winners together; one that is named again, with another seed.
+
+        Where time is up, it is gone on with by the next call.
+        """
         data = self.data()
         epoch = steps_per_epoch(data.train)
         steps = self.size.epochs * epoch
-        runs, going = [], []
-        start = time.perf_counter()
+        runs, going, states = [], [], []
         for number, winner in enumerate(self.size.winners):
             name, _, method = winner.partition("-")
             network, seed = self.network(name), self.size.winners[:number].count(winner)
@@ -272,18 +277,35 @@ class Bench:
             wider = Padded(smaller, network, groups, kept)
             run = {"network": name, "method": method, "seed": seed,
                    "epochs": self.size.epochs, "macs_ratio": best["macs_ratio"],
-                   "before": best["accuracy"], "last_epochs": [],
+                   "before": best["accuracy"], "last_epochs": [], "seconds_of_all": 0.0,
                    "recalibrated": accuracy(smaller, data.validation)}  # fmt: skip
             look = partial(self.look, wider.network, data, steps - 3 * epoch, run)
+            training = Training(wider.network, data.train, steps=steps, seed=seed,
+                                precision="bfloat16", hold=wider.hold,
+                                on_step=look)  # fmt: skip
+            states.append(self.out / f"{winner}-{seed}.safetensors")
+            if states[-1].is_file():
+                training.go_on_from(read_weights(states[-1]))
+                run |= json.loads(read_facts(states[-1])["run"])
             runs.append(run)
-            going.append(training(wider.network, data.train, steps=steps, seed=seed,
-                                  precision="bfloat16", hold=wider.hold,
-                                  on_step=look))  # fmt: skip
-        in_turns(going, self.device)
-        for run in runs:
-            run |= run["last_epochs"][-1]
-            run["seconds_of_all"] = time.perf_counter() - start
-        return runs
+            going.append(training)
+        start = time.perf_counter()
+        in_turns([self.in_time(training) for training in going], self.device)
+        for run, training, state in zip(runs, going, states, strict=True):
+            run["seconds_of_all"] += time.perf_counter() - start
+            said = {"run": json.dumps(run)}
+            save_file(training.state(), state, said)
+        if any(training.done < steps for training in going):
+            done = min(training.done for training in going) // epoch
+            raise TimeoutError(f"{done} of {self.size.epochs} epochs; call again")
+        return [run | run["last_epochs"][-1] for run in runs]
+
+    def in_time(self, training: Training) -> Iterator[None]:
+        """Go through ``training`` while there is time."""
+        for each in training:
+            yield each
+            if time.monotonic() > self.until:
+                return
 
     def look(
         self, network: torch.nn.Module, data: Data, after: int, run: dict, step: int,
@@ -369,7 +391,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("benchmarks/results/winners"))
-    parser.add_argument("--seconds", type=float, default=540, help="start nothing after")
+    parser.add_argument("--seconds", type=float, default=540, help="until all stops")
     parser.add_argument("--only", help="steps whose names begin with it")
     parser.add_argument("--epochs", type=int, help="of fine-tuning")
     parser.add_argument("--winners", help="NETWORK-METHOD,..., again for every seed")
@@ -387,13 +409,13 @@ def main() -> None:
         size = replace(size, epochs=arguments.epochs)
     if arguments.winners:
         size = replace(size, winners=tuple(arguments.winners.split(",")))
-    bench = Bench(size, device, arguments.runs, arguments.out)
-    start = time.monotonic()
+    until = time.monotonic() + arguments.seconds
+    bench = Bench(size, device, arguments.runs, arguments.out, until)
     for name, work in bench.steps():
         path = arguments.out / f"{name}.json"
         if path.is_file() or not name.startswith(arguments.only or ""):
             continue
-        if time.monotonic() - start > arguments.seconds:
+        if time.monotonic() > until:
             print(f"no time for {name}; call again")
             break
         began = time.monotonic()

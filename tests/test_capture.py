@@ -13,7 +13,7 @@ from helpers.widths import random_widths
 from gnnrl_ray import Objective, train
 from gnnrl_ray.scoring.capture import Captured
 from gnnrl_ray.scoring.evaluation import EvaluationMode
-from gnnrl_ray.scoring.training import TrainingStep, in_turns, training
+from gnnrl_ray.scoring.training import Training, TrainingStep, in_turns
 from gnnrl_ray.zoo.resnet import ResNet
 
 
@@ -54,7 +54,7 @@ def trained(steps, split, together, **how):
     for seed in range(len(steps)):
         torch.manual_seed(seed)
         networks.append(ResNet(8).to(device))
-    each = [training(network, split, steps=count, seed=count, **how)
+    each = [Training(network, split, steps=count, seed=count, **how)
             for network, count in zip(networks, steps, strict=True)]  # fmt: skip
     if together:
         in_turns(each, device)

@@ -1,12 +1,15 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 
 from gnnrl_ray import accuracy, load_pruned, search
-from gnnrl_ray.jobs.finetuning import Recipe, finetune
-from gnnrl_ray.run.directory import Run
+from gnnrl_ray.jobs import finetuning
+from gnnrl_ray.jobs.finetuning import Recipe, finetune, interrupted, is_interrupted
+from gnnrl_ray.run.directory import Run, RunError
 from gnnrl_ray.scoring.training import TrainingError, train
+from gnnrl_ray.zoo.weights import WeightsError, read_facts, read_weights
 
 
 @pytest.fixture
@@ -98,3 +101,101 @@ def test_distillation_is_kept_in_the_record_and_changes_what_is_learnt(
         found.append(smaller.linear.weight.clone())
     assert not torch.equal(*found)
     assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize("at", [3, 8, 11])  # an epoch has 8 steps
+def test_what_was_interrupted_goes_on_as_if_it_had_not_been(
+    run, network, groups, digits, at
+):
+    recipe, steps = Recipe(epochs=2, lr=0.02), []
+
+    def interrupt(step, loss):
+        if step == at:
+            raise KeyboardInterrupt
+
+    def tune(where, **options):
+        smaller = load_pruned(where.storage.local, network, "pruned")
+        finetune(where, smaller, digits, recipe, dense=network, groups=groups, seed=5,
+                 **options)  # fmt: skip
+        return smaller.state_dict()
+
+    whole = tune(run)
+    with pytest.raises(KeyboardInterrupt):
+        tune(run, on_step=interrupt)
+    assert is_interrupted(run, recipe, 5)
+    assert not is_interrupted(run, recipe, 6)
+    assert not is_interrupted(run, Recipe(epochs=3, lr=0.02), 5)
+    assert interrupted(run) == (recipe, 5, "float32")
+    resumed = tune(run, resume=True, on_step=lambda step, loss: steps.append(step))
+    assert steps == [*range(at + 1, 17)]
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    assert facts(run)["steps_done"] == 16
+    assert not is_interrupted(run, recipe, 5)
+    with pytest.raises(RunError, match="no fine-tuning to go on with"):
+        tune(run, resume=True)
+
+
+def test_what_goes_on_is_written_down_now_and_then(
+    run, network, groups, digits, monkeypatch
+):
+    """Whoever is killed has no time to say goodbye."""
+    monkeypatch.setattr(finetuning, "_SECONDS", 0)
+    there = []
+
+    def look(step, loss):
+        there.append((run.storage.local / "finetuning.safetensors").exists())
+
+    finetune(run, load_pruned(run.storage.local, network), digits, Recipe(epochs=1),
+             dense=network, groups=groups, on_step=look)  # fmt: skip
+    assert there == [True] * 8
+
+
+@pytest.mark.parametrize(
+    ("recipe", "seed", "said"),
+    [
+        (Recipe(epochs=5), 0, "epochs is 2, not 5"),
+        (Recipe(epochs=2), 1, "seed is 0, not 1"),
+    ],
+)
+def test_another_fine_tuning_is_not_gone_on_with(
+    run, network, groups, digits, recipe, seed, said
+):
+    interrupt_at_three(run, network, groups, digits)
+    with pytest.raises(RunError, match=said):
+        finetune(run, load_pruned(run.storage.local, network), digits, recipe,
+                 dense=network, groups=groups, seed=seed, resume=True)  # fmt: skip
+
+
+def interrupt_at_three(run, network, groups, digits):
+    def interrupt(step, loss):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(run, load_pruned(run.storage.local, network, "pruned"), digits,
+                 Recipe(epochs=2), dense=network, groups=groups,
+                 on_step=interrupt)  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["cut", "shape", "missing", "strange", "generator"])
+def test_a_damaged_state_is_refused(run, network, groups, digits, damage):
+    interrupt_at_three(run, network, groups, digits)
+    path = run.storage.local / "finetuning.safetensors"
+    state, said = read_weights(path), read_facts(path)
+    match damage:
+        case "cut":
+            path.write_bytes(path.read_bytes()[:-10])
+        case "shape":
+            state["network.linear.bias"] = state["network.linear.bias"][:-1].clone()
+        case "missing":
+            del state["steps"]
+        case "strange":
+            state["other"] = torch.zeros(1)
+        case "generator":
+            state["generator"] = state["generator"].flip(0).contiguous() | 255
+    if damage != "cut":
+        path.write_bytes(safetensors.torch.save(state, said))
+    with pytest.raises((RunError, WeightsError)) as refused:
+        finetune(run, load_pruned(run.storage.local, network, "pruned"), digits,
+                 Recipe(epochs=2), dense=network, groups=groups, resume=True)  # fmt: skip
+    assert "finetuning.safetensors" in str(refused.value)

@@ -20,7 +20,7 @@ from gnnrl_ray.commands.terminal import (
 from gnnrl_ray.data import Data
 from gnnrl_ray.display.panel import progress
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.jobs.finetuning import Recipe, finetune
+from gnnrl_ray.jobs.finetuning import Recipe, finetune, interrupted
 from gnnrl_ray.jobs.searching import device_of
 from gnnrl_ray.options import settings_as_options
 from gnnrl_ray.pruning.costs import Costs
@@ -41,6 +41,10 @@ def finetune_command(
             help="Of training; weights stay float32. Default: as the search evaluated.",
         ),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(help="Go on with the fine-tuning that was interrupted."),
+    ] = False,
     device: DeviceOption = None,
     data_dir: DataDirOption = None,
     trust: TrustOption = False,
@@ -50,11 +54,17 @@ def finetune_command(
     if precision not in (None, *PRECISIONS[1:]):
         known = ", ".join(map(repr, PRECISIONS[1:]))
         raise InputError(f"--precision {precision!r} is not one of {known}.")
-    wanted, opened = Recipe(**recipe), Run.open(run)
+    opened = Run.open(run)
+    wanted = Recipe(**recipe)
+    if resume:
+        begun, its_seed, its_precision = interrupted(opened)
+        wanted = begun.continued(recipe, run)
+        seed, precision = seed or its_seed, precision or its_precision
     network, data, costs = of_run(opened, {"data_dir": data_dir}, trust)
     finetune_shown(
-        opened, network, data, costs, wanted, seed=seed, device=device, precision=precision
-    )
+        opened, network, data, costs, wanted, seed=seed, device=device,
+        precision=precision, resume=resume,
+    )  # fmt: skip
     show_measures(networks_of(opened, network, costs), data, costs, as_json, opened)
 
 
@@ -72,5 +82,5 @@ def finetune_shown(
                 on_step=advance, **settings,
             )  # fmt: skip
         except KeyboardInterrupt:
-            again = shlex.join(["gnnrl-ray", "finetune", str(run.storage)])
-            stop(f"{run.storage}/finetuned.safetensors is left; start over with: {again}")
+            again = shlex.join(["gnnrl-ray", "finetune", str(run.storage), "--resume"])
+            stop(f"{run.storage}/finetuned.safetensors is left; go on with: {again}")

@@ -14,7 +14,7 @@ from gnnrl_ray.commands.train import load_weights
 from gnnrl_ray.data import Data
 from gnnrl_ray.display.panel import Panel
 from gnnrl_ray.display.report import budget_used
-from gnnrl_ray.jobs.finetuning import Recipe
+from gnnrl_ray.jobs.finetuning import Recipe, is_interrupted
 from gnnrl_ray.jobs.searching import Search, device_of
 from gnnrl_ray.methods import method_of
 from gnnrl_ray.options import settings_as_options
@@ -100,9 +100,10 @@ def search_command(
         epochs = EMBEDDED_EPOCHS if about.dataset == EMBEDDED else 0
     costs = Costs(search.groups)
     if epochs:
+        recipe = Recipe(epochs=epochs)
         finetune_shown(
-            run, network, data, costs, Recipe(epochs=epochs), seed=wanted.seed,
-            device=wanted.device,
+            run, network, data, costs, recipe, seed=wanted.seed, device=wanted.device,
+            resume=is_interrupted(run, recipe, wanted.seed),
         )  # fmt: skip
     networks = networks_of(run, network, costs)
     rows = show_measures(networks, data, costs, as_json, run)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from gnnrl_ray.errors import GnnrlError, InputError
-from gnnrl_ray.jobs.finetuning import Recipe, finetune
+from gnnrl_ray.jobs.finetuning import Recipe, finetune, is_interrupted
 from gnnrl_ray.jobs.searching import Search, device_of
 from gnnrl_ray.methods import METHODS, method_of
 from gnnrl_ray.pruning.costs import Costs
@@ -301,7 +301,8 @@ def _measured(
         smaller = rebuild(run.storage, network, costs.groups, "pruned")
         smaller.to(device_of(settings.device))
         finetune(run, smaller, data, tuning, dense=network, groups=costs.groups,
-                 seed=seed, on_step=on_step)  # fmt: skip
+                 seed=seed, resume=is_interrupted(run, tuning, seed),
+                 on_step=on_step)  # fmt: skip
         tuned.append(measure(smaller.cpu(), data, costs, widths))
     found = measure(winner, data, costs, widths)
     last = {"finetuned": tuned[-1]} if tuned else {}

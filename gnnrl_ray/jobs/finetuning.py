@@ -1,18 +1,26 @@
 """The winner of a run, trained on to what it can be."""
 
 import copy
+import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+import safetensors.torch
+from torch import Tensor, nn
 
 from gnnrl_ray.data import Data
-from gnnrl_ray.run.directory import Run, kept_in
+from gnnrl_ray.errors import InputError
+from gnnrl_ray.run.directory import Run, RunError, kept_in
 from gnnrl_ray.run.lock import locked
 from gnnrl_ray.scoring.padding import padded
-from gnnrl_ray.scoring.training import steps_per_epoch, train
+from gnnrl_ray.scoring.training import Training, steps_per_epoch
 from gnnrl_ray.settings import Checked, setting
 from gnnrl_ray.tracing.groups import ChannelGroups
+from gnnrl_ray.zoo.weights import read_facts, read_weights
+
+STATE = "finetuning.safetensors"  # all that it takes to go on
+_SECONDS = 60  # between two of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +53,14 @@ def finetune(
     groups: ChannelGroups,
     seed: int = 0,
     precision: str | None = None,
+    resume: bool = False,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
     """Fine-tune the winner of ``run`` in place, and keep it there.
 
-    The network of the last epoch counts: no test image decides anything. Interrupted, it
-    keeps what has been trained so far, and says so in ``finetune.json``. What diverges is
-    not kept.
+    The network of the last epoch counts: no test image decides anything. Once a minute,
+    and when it is interrupted, all that it takes to go on is written down. Interrupted,
+    what has been trained so far is kept, too. What diverges is not.
 
     Args:
         run: the search that it is the winner of.
@@ -61,47 +70,132 @@ def finetune(
         dense: the network that it was made of.
         groups: of that one.
         seed: of order and augmentation.
-        precision: see :func:`~gnnrl_ray.scoring.training.train`; default: what the search
-            found to be fast and right.
+        precision: see :class:`~gnnrl_ray.scoring.training.Training`; default: what the
+            search found to be fast and right.
+        resume: go on with what was interrupted, which had the same winner, recipe, seed
+            and precision.
         on_step: called with the number of steps done and the last loss.
 
     Raises:
         TrainingError: the loss became infinite or NaN.
+        RunError: nothing to go on with, or something else.
         KeyboardInterrupt: what was trained is kept.
     """
-    if precision is None:
-        precision = run.mode.precision if run.mode else "float32"
-    done = 0
-
-    def count(step: int, loss: float) -> None:
-        nonlocal done
-        done = step
-        if on_step is not None:
-            on_step(step, loss)
-
-    def keep() -> None:
-        run.save_network("finetuned", network.eval())
-        about = {"seed": seed, "precision": precision, "steps": steps, "steps_done": done}
-        run.write_json("finetune.json", recipe.to_dict() | about)
-
+    about = _about(run, recipe, seed, precision)
+    precision = json.loads(about["precision"])
+    state = _read_state(run, about) if resume else None
+    kept = kept_in(run.storage, groups)
     steps = recipe.epochs * steps_per_epoch(data.train, recipe.batch_size)
     device = next(network.parameters()).device
     teacher = copy.deepcopy(dense).to(device) if recipe.distill else None
     if recipe.only_pruned:
         _freeze(network, dense)
+    training = None
     with locked(run.storage):
-        kept = kept_in(run.storage, groups)
         try:
             with padded(network, dense, groups, kept) as (trained, hold):
-                train(
+                training = Training(
                     trained, data.train.to(device), steps=steps, lr=recipe.lr,
                     batch_size=recipe.batch_size, seed=seed, precision=precision,
-                    teacher=teacher, distill=recipe.distill, hold=hold, on_step=count,
+                    teacher=teacher, distill=recipe.distill, hold=hold, on_step=on_step,
                 )  # fmt: skip
+                if state is not None:
+                    _go_on(training, state, run)
+                _train(training, run, about)
         except KeyboardInterrupt:
-            keep()
+            done = training.done if training else 0
+            _keep(run, network, about, steps=steps, steps_done=done)
             raise
-        keep()
+        _keep(run, network, about, steps=steps, steps_done=steps)
+        run.storage.remove(STATE)
+
+
+def _train(training: Training, run: Run, about: dict[str, str]) -> None:
+    """Go through ``training``; what it takes to go on is written down now and then."""
+    written = time.monotonic()
+    try:
+        for _ in training:
+            if time.monotonic() - written > _SECONDS:
+                _write_state(training, run, about)
+                written = time.monotonic()
+    except KeyboardInterrupt:
+        _write_state(training, run, about)
+        raise
+
+
+def _write_state(training: Training, run: Run, about: dict[str, str]) -> None:
+    run.storage.write(STATE, safetensors.torch.save(training.state(), about))
+
+
+def interrupted(run: Run) -> tuple[Recipe, int, str]:
+    """Return recipe, seed and precision of a fine-tuning that can be gone on with.
+
+    Raises:
+        RunError: there is none, or it is damaged.
+    """
+    said = _said(run)
+    try:
+        recipe = Recipe(**{name: json.loads(said[name]) for name in Recipe.names()})
+        return recipe, json.loads(said["seed"]), json.loads(said["precision"])
+    except (InputError, KeyError, ValueError) as error:
+        raise RunError(
+            f"{run.storage}/{STATE} does not say what it is of ({error}); start over "
+            "without --resume."
+        ) from error
+
+
+def is_interrupted(run: Run, recipe: Recipe, seed: int) -> bool:
+    """Say whether this very fine-tuning of the winner can be gone on with."""
+    if not run.storage.exists(STATE):
+        return False
+    about = _about(run, recipe, seed, None)
+    try:
+        return about.items() <= _said(run).items()
+    except InputError:
+        return False
+
+
+def _about(run: Run, recipe: Recipe, seed: int, precision: str | None) -> dict[str, str]:
+    """Return, in JSON, what must be the same where a fine-tuning is gone on with."""
+    if precision is None:
+        precision = run.mode.precision if run.mode else "float32"
+    about = {name: getattr(recipe, name) for name in Recipe.names()}
+    about |= {"seed": seed, "precision": precision, "groups": run.best()["groups"]}
+    return {name: json.dumps(value) for name, value in about.items()}
+
+
+def _said(run: Run) -> dict[str, str]:
+    """Return what the fine-tuning that was interrupted says of itself."""
+    where = f"{run.storage}/{STATE}"
+    if not run.storage.exists(STATE):
+        raise RunError(f"no fine-tuning to go on with at {where}; leave out --resume.")
+    read_weights(where)  # or it is damaged
+    return read_facts(where)
+
+
+def _read_state(run: Run, about: dict[str, str]) -> dict[str, Tensor]:
+    """Return the state that was written down, if it is ``about`` the same."""
+    where, said = f"{run.storage}/{STATE}", _said(run)
+    for name, value in about.items():
+        if said.get(name) != value:
+            raise RunError(
+                f"{where} is of another fine-tuning: its {name} is {said.get(name)}, not "
+                f"{value}. Give what it was given, or start over without --resume."
+            )
+    return read_weights(where)
+
+
+def _go_on(training: Training, state: dict[str, Tensor], run: Run) -> None:
+    try:
+        training.go_on_from(state)
+    except (ValueError, RuntimeError) as error:
+        raise RunError(f"{run.storage}/{STATE} cannot be gone on with: {error}") from error
+
+
+def _keep(run: Run, network: nn.Module, about: dict[str, str], **steps: int) -> None:
+    run.save_network("finetuned", network.eval())
+    said = {name: json.loads(value) for name, value in about.items() if name != "groups"}
+    run.write_json("finetune.json", said | steps)
 
 
 def _freeze(network: nn.Module, dense: nn.Module) -> None:

@@ -40,6 +40,7 @@ _FILES = (
     "run.json", "journal.jsonl", "best.json", "pruned.safetensors", "checkpoint.zip",
     "finetuned.safetensors", "finetune.json", "measures.json", "search.png", "events",
     "agent.safetensors", "initial.safetensors", "model_card.md", "latency.json",
+    "finetuning.safetensors",
 )  # fmt: skip
 _ASIDE, _MEASURES, _LATENCY = "replaced", "measures.json", "latency.json"
 _PACKAGES = ("ray", "torch", "torch-geometric", "numpy")

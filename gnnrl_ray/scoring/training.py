@@ -4,7 +4,7 @@ Axis letters: B batch, K classes.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -91,31 +91,17 @@ def recalibrate_on(network: nn.Module, batches: Sequence[Images]) -> None:
 
 
 def train(network: nn.Module, split: Split | Loader, *, steps: int, **options: Any) -> None:
-    """Go through :func:`training`, which takes the same, to its end."""
-    for _ in training(network, split, steps=steps, **options):
+    """Go through a :class:`Training`, which takes the same, to its end."""
+    for _ in Training(network, split, steps=steps, **options):
         pass
 
 
-def training(
-    network: nn.Module,
-    split: Split | Loader,
-    *,
-    steps: int,
-    lr: float = 0.05,
-    batch_size: int = 128,
-    weight_decay: float = 5e-4,
-    seed: int = 0,
-    precision: str = "float32",
-    teacher: nn.Module | None = None,
-    distill: float = 0.0,
-    loss: Loss = F.cross_entropy,
-    hold: Callable[[], None] | None = None,
-    on_step: Callable[[int, float], None] | None = None,
-) -> Iterator[None]:
-    """Train ``network`` in place, a step at every turn, by SGD with Nesterov momentum.
+class Training:
+    """Trains ``network`` in place, a step at every turn, by SGD with Nesterov momentum.
 
     The learning rate rises linearly over the first tenth of the steps and then follows
     half a cosine to zero, so that the last step's network is the one to report.
+    Going through it yields nothing, after every step; it can be left and gone on with.
 
     Args:
         network: trained in place, left in evaluation mode.
@@ -136,57 +122,131 @@ def training(
         on_step: called with the number of steps done and the last loss: after every step
             on a CPU, after every epoch on a GPU, which a look at the loss would hold up.
 
-    Yields:
-        Nothing, after every step.
+    Attributes:
+        done: steps that have been taken.
 
     Raises:
-        TrainingError: the loss became infinite or NaN.
+        TrainingError: when gone through: the loss became infinite or NaN.
     """
-    if steps < 1:
-        return
-    device = split.device
-    network.train()
-    static = device.type == "cuda" and isinstance(split, Split)  # batches are all alike
-    step = TrainingStep(
-        network, weight_decay=weight_decay, precision=precision, device=device,
-        teacher=teacher, distill=distill, loss=loss, hold=hold,
-        static=static,
-    )  # fmt: skip
-    rates = _rates(lr, steps)
-    if static:  # read there by every step, without waiting
-        rates = torch.tensor(rates, device=device)
-    generator = torch.Generator(device).manual_seed(seed)
-    batches = _forever(split, batch_size, generator)
-    look_every = 1 if device.type == "cpu" else steps_per_epoch(split, batch_size)
-    for number, (images, labels) in enumerate(islice(batches, steps), start=1):
-        now = step(images, labels, rates[number - 1])
-        yield
-        if number % look_every and number != steps:
-            continue
-        if not now.isfinite():
+
+    def __init__(
+        self,
+        network: nn.Module,
+        split: Split | Loader,
+        *,
+        steps: int,
+        lr: float = 0.05,
+        batch_size: int = 128,
+        weight_decay: float = 5e-4,
+        seed: int = 0,
+        precision: str = "float32",
+        teacher: nn.Module | None = None,
+        distill: float = 0.0,
+        loss: Loss = F.cross_entropy,
+        hold: Callable[[], None] | None = None,
+        on_step: Callable[[int, float], None] | None = None,
+    ) -> None:
+        device = split.device
+        self.done, self._steps = 0, steps
+        self._network, self._split, self._lr = network, split, lr
+        self._batch_size, self._on_step = batch_size, on_step
+        static = device.type == "cuda" and isinstance(split, Split)  # batches are alike
+        self._step = TrainingStep(
+            network, weight_decay=weight_decay, precision=precision, device=device,
+            teacher=teacher, distill=distill, loss=loss, hold=hold,
+            static=static,
+        )  # fmt: skip
+        rates = _rates(lr, steps)
+        # Read there by every step, without waiting.
+        self._rates = torch.tensor(rates, device=device) if static else rates
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self._epoch = steps_per_epoch(split, batch_size)
+        self._began_with = self._generator.get_state()  # the epoch that goes on
+
+    def __iter__(self) -> Iterator[None]:
+        if self.done >= self._steps:
+            return
+        self._network.train()
+        batches = self._batches()
+        look_every = 1 if self._split.device.type == "cpu" else self._epoch
+        for images, labels in islice(batches, self._steps - self.done):
+            now = self._step(images, labels, self._rates[self.done])
+            self.done += 1
+            yield
+            if self.done % look_every and self.done != self._steps:
+                continue
+            if not now.isfinite():
+                raise TrainingError(
+                    f"the loss is {now.item()} after {self.done} steps; try a --lr below "
+                    f"{self._lr:g}."
+                )
+            if self._on_step is not None:
+                self._on_step(self.done, now.item())
+        if not all(parameter.isfinite().all() for parameter in self._network.parameters()):
             raise TrainingError(
-                f"the loss is {now.item()} after {number} steps; try a --lr below {lr:g}."
+                f"not all weights are finite; try a --lr below {self._lr:g}."
             )
-        if on_step is not None:
-            on_step(number, now.item())
-    if not all(parameter.isfinite().all() for parameter in network.parameters()):
-        raise TrainingError(f"not all weights are finite; try a --lr below {lr:g}.")
-    network.eval()
+        self._network.eval()
+
+    def _batches(self) -> Iterator[tuple[Images, Any]]:
+        """Yield batches for ever, from the next one of the epoch that goes on."""
+        seen = self.done % self._epoch
+        while True:
+            self._began_with = self._generator.get_state()
+            batches = self._split.batches(self._batch_size, self._generator)
+            yield from islice(batches, seen, None)
+            seen = 0
+
+    def state(self) -> dict[str, Tensor]:
+        """Return copies, on the CPU, of all that it takes to go on from here."""
+        within = self.done % self._epoch
+        tensors = {f"network.{k}": v for k, v in self._network.state_dict().items()}
+        tensors |= {f"momentum.{k}": v for k, v in self._step.momentum().items()}
+        tensors["generator"] = self._began_with if within else self._generator.get_state()
+        tensors["steps"] = torch.tensor(self.done)
+        return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+
+    def go_on_from(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the ``state`` of a training with the same arguments.
+
+        Raises:
+            ValueError: it is that of another.
+        """
+        fresh = self.state()
+        momenta = {f"momentum.{name}" for name, _ in self._network.named_parameters()}
+        wrong = [name for name in (fresh.keys() | momenta) ^ state.keys()
+                 if name not in momenta]  # fmt: skip
+        wrong += [name for name in fresh.keys() & state.keys()
+                  if (fresh[name].shape, fresh[name].dtype)
+                  != (state[name].shape, state[name].dtype)]  # fmt: skip
+        if wrong or not 0 <= int(state["steps"]) <= self._steps:
+            raise ValueError(
+                f"of another training: {', '.join(sorted(wrong)[:3]) or 'steps'}"
+            )
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "momentum": {}}
+        for name, tensor in state.items():
+            kind, _, own = name.partition(".")
+            if own:
+                parts[kind][own] = tensor
+        self._network.load_state_dict(parts["network"])
+        self._step.set_momentum(parts["momentum"])
+        self._generator.set_state(state["generator"])
+        self.done = int(state["steps"])
 
 
-def in_turns(trainings: Iterable[Iterator[None]], device: torch.device) -> None:
+def in_turns(trainings: Iterable[Iterable[None]], device: torch.device) -> None:
     """Go through all of ``trainings`` together, on a GPU each on a stream of its own.
 
     Kernels of a small network leave most of a GPU idle; those of others fill it.
 
     Args:
-        trainings: what :func:`training` returns, each of a network of its own.
+        trainings: each :class:`Training` of a network of its own.
         device: of all of them.
     """
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(device)  # of what they read, all is written
-    going = [(training, torch.cuda.Stream(device) if on_gpu else None)
+    going = [(iter(training), torch.cuda.Stream(device) if on_gpu else None)
              for training in trainings]  # fmt: skip
     while going:
         for turn in tuple(going):
@@ -204,12 +264,12 @@ class TrainingStep:
     Args:
         network: in training mode, on ``device``.
         weight_decay: L2 penalty on every parameter.
-        precision: ``float32`` or ``bfloat16``, see :func:`training`.
+        precision: ``float32`` or ``bfloat16``, see :class:`Training`.
         device: of the network and of all batches.
-        teacher: see :func:`training`.
-        distill: see :func:`training`.
-        loss: see :func:`training`.
-        hold: see :func:`training`.
+        teacher: see :class:`Training`.
+        distill: see :class:`Training`.
+        loss: see :class:`Training`.
+        hold: see :class:`Training`.
         static: keep batch, loss and learning rate in the same memory, as a CUDA graph
             needs it; default: on a GPU only.
     """
@@ -270,6 +330,20 @@ class TrainingStep:
         captured()
         return self._loss
 
+    def momentum(self) -> dict[str, Tensor]:
+        """Return the momentum of each parameter that has been updated, by its name."""
+        kept = self._optimizer.state
+        return {name: kept[parameter]["momentum_buffer"]
+                for name, parameter in self._network.named_parameters()
+                if parameter in kept}  # fmt: skip
+
+    def set_momentum(self, momenta: Mapping[str, Tensor]) -> None:
+        """Go on with what :meth:`momentum` returned; before the first step."""
+        for name, parameter in self._network.named_parameters():
+            if name in momenta:
+                kept = torch.empty_like(parameter).copy_(momenta[name])
+                self._optimizer.state[parameter]["momentum_buffer"] = kept
+
     def _take(self, images: Images, labels: Any) -> None:
         with self._mixed:
             logits = forward(self._network, images)
@@ -329,10 +403,3 @@ def _rates(lr: float, steps: int) -> list[float]:
 def steps_per_epoch(split: Split | Loader, batch_size: int = 128) -> int:
     """Return how many batches of ``batch_size`` one pass over ``split`` takes."""
     return split.batch_count(batch_size)
-
-
-def _forever(
-    split: Split | Loader, batch_size: int, generator: torch.Generator
-) -> Iterator[tuple[Images, Any]]:
-    while True:
-        yield from split.batches(batch_size, generator)

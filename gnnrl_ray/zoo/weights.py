@@ -6,6 +6,7 @@ file that holds anything else is refused before any of it runs.
 
 import hashlib
 import io
+import json
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
@@ -118,6 +119,14 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     ):
         raise WeightsError(f"{path} holds no state dict of tensors.")
     return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def read_facts(path: Path | str) -> dict[str, str]:
+    """Return what a safetensors file that :func:`read_weights` has read says of itself."""
+    storage, name = storage_of(path)
+    file = storage.read(name)
+    size = int.from_bytes(file[:8], "little")
+    return json.loads(file[8 : 8 + size]).get("__metadata__", {})
 
 
 def load_weights(network: nn.Module, path: Path | str, ignored: Iterable[str] = ()) -> None:
