@@ -261,6 +261,7 @@ def test_episodes_start_differently(build):
     assert len({start.tobytes() for start in starts}) == 8
 
 
+@pytest.mark.cluster
 def test_many_runners_share_one_schedule(build):
     alone = run(build(config(warmup_episodes=10)), 10)
     crowd = build(config(warmup_episodes=10).env_runners(num_env_runners=2))

@@ -103,7 +103,7 @@ def test_distillation_is_kept_in_the_record_and_changes_what_is_learnt(
     assert all(p.grad is None for p in network.parameters())
 
 
-@pytest.mark.parametrize("at", [3, 8, 11])  # an epoch has 8 steps
+@pytest.mark.parametrize("at", [8, 11])  # an epoch has 8 steps
 def test_what_was_interrupted_goes_on_as_if_it_had_not_been(
     run, network, groups, digits, at
 ):
@@ -150,52 +150,41 @@ def test_what_goes_on_is_written_down_now_and_then(
     assert there == [True] * 8
 
 
-@pytest.mark.parametrize(
-    ("recipe", "seed", "said"),
-    [
-        (Recipe(epochs=5), 0, "epochs is 2, not 5"),
-        (Recipe(epochs=2), 1, "seed is 0, not 1"),
-    ],
-)
-def test_another_fine_tuning_is_not_gone_on_with(
-    run, network, groups, digits, recipe, seed, said
-):
-    interrupt_at_three(run, network, groups, digits)
-    with pytest.raises(RunError, match=said):
-        finetune(run, load_pruned(run.storage.local, network), digits, recipe,
-                 dense=network, groups=groups, seed=seed, resume=True)  # fmt: skip
+def test_nothing_else_is_gone_on_with(run, network, groups, digits):
+    def tune(recipe, seed=0, **options):
+        finetune(run, load_pruned(run.storage.local, network, "pruned"), digits, recipe,
+                 dense=network, groups=groups, seed=seed, **options)  # fmt: skip
 
-
-def interrupt_at_three(run, network, groups, digits):
     def interrupt(step, loss):
-        if step == 3:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
+    recipe = Recipe(epochs=2)
     with pytest.raises(KeyboardInterrupt):
-        finetune(run, load_pruned(run.storage.local, network, "pruned"), digits,
-                 Recipe(epochs=2), dense=network, groups=groups,
-                 on_step=interrupt)  # fmt: skip
-
-
-@pytest.mark.parametrize("damage", ["cut", "shape", "missing", "strange", "generator"])
-def test_a_damaged_state_is_refused(run, network, groups, digits, damage):
-    interrupt_at_three(run, network, groups, digits)
+        tune(recipe, on_step=interrupt)
+    with pytest.raises(RunError, match="epochs is 2, not 5"):
+        tune(Recipe(epochs=5), resume=True)
+    with pytest.raises(RunError, match="seed is 0, not 1"):
+        tune(recipe, 1, resume=True)
     path = run.storage.local / "finetuning.safetensors"
     state, said = read_weights(path), read_facts(path)
-    match damage:
-        case "cut":
-            path.write_bytes(path.read_bytes()[:-10])
-        case "shape":
-            state["network.linear.bias"] = state["network.linear.bias"][:-1].clone()
-        case "missing":
-            del state["steps"]
-        case "strange":
-            state["other"] = torch.zeros(1)
-        case "generator":
-            state["generator"] = state["generator"].flip(0).contiguous() | 255
-    if damage != "cut":
-        path.write_bytes(safetensors.torch.save(state, said))
-    with pytest.raises((RunError, WeightsError)) as refused:
-        finetune(run, load_pruned(run.storage.local, network, "pruned"), digits,
-                 Recipe(epochs=2), dense=network, groups=groups, resume=True)  # fmt: skip
-    assert "finetuning.safetensors" in str(refused.value)
+    damaged = {
+        "shape": state | {"network.linear.bias": torch.zeros(3)},
+        "missing": {k: v for k, v in state.items() if k != "steps"},
+        "strange": state | {"other": torch.zeros(1)},
+        "steps": state | {"steps": torch.tensor(-1)},
+        "number": state | {"steps": torch.zeros(2, dtype=torch.int64)},
+        "generator": state | {"generator": torch.full_like(state["generator"], 255)},
+    }
+    files = {what: safetensors.torch.save(each, said) for what, each in damaged.items()}
+    files["cut"] = path.read_bytes()[:-10]
+    files["facts"] = safetensors.torch.save(state, {"epochs": "two"})
+    files["none"] = safetensors.torch.save(state)
+    for what, content in files.items():
+        path.write_bytes(content)
+        with pytest.raises((RunError, WeightsError)) as refused:
+            tune(recipe, resume=True)
+        assert "finetuning.safetensors" in str(refused.value), what
+        if what in ("cut", "facts", "none"):
+            assert not is_interrupted(run, recipe, 0)
+            with pytest.raises((RunError, WeightsError)):
+                interrupted(run)

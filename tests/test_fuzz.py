@@ -30,7 +30,7 @@ from gnnrl_ray.zoo.weights import read_weights, save_weights, weights_path
 
 # Set the environment's HYPOTHESIS_EXAMPLES for more; then they are drawn anew.
 COUNT = int(os.environ.get("HYPOTHESIS_EXAMPLES", 0))
-FEW = settings(max_examples=COUNT or 40, deadline=10_000, derandomize=not COUNT,
+FEW = settings(max_examples=COUNT or 24, deadline=10_000, derandomize=not COUNT,
                suppress_health_check=list(HealthCheck))  # fmt: skip
 
 # Of what takes a while: a network is loaded.
