@@ -77,6 +77,44 @@ def test_a_sweep_is_searches_a_table_and_a_picture(tmp_path):
     assert before == [p.read_bytes() for p in sorted(out.glob("runs/*/journal.jsonl"))]
 
 
+@pytest.mark.usefixtures("ray_session", "weights")
+@pytest.mark.cluster
+def test_spaces_schedulers_and_searchers_of_ray_tune(tmp_path):
+    from ray import tune
+    from ray.tune.schedulers import FIFOScheduler
+    from ray.tune.search.optuna import OptunaSearch
+
+    class Stops(FIFOScheduler):
+        """Lets no search get further than its second episode."""
+
+        def on_trial_result(self, tune_controller, trial, result):
+            return self.STOP if result["episode"] >= 2 else self.CONTINUE
+
+    space = {"min_keep": tune.quniform(0.1, 0.3, 0.1)}
+    sweep = Sweep(SEARCH | {"method": "random"}, space, samples=2)
+    table = run_sweep(sweep, str(tmp_path / "sweep"), scheduler=Stops(),
+                      search_alg=OptunaSearch(seed=0))  # fmt: skip
+    assert sweep.size == len(table) == 2
+    assert set((10 * table["min_keep"]).round(6)) <= {1, 2, 3}
+    assert (table["episode"] == 2).all()
+    assert (table["error"] == "").all()
+
+
+def test_what_ray_tune_has_is_taken_as_it_is():
+    from ray import tune
+
+    drawn = tune.loguniform(1e-4, 1e-2)
+    sweep = Sweep(
+        {}, {"actor_lr": drawn, "seed": tune.grid_search([0, 1, 2]), "round_to": [1, 8]}, 2
+    )
+    assert sweep.size == 12
+    assert sweep.param_space()["actor_lr"] is drawn
+    assert sweep.param_space()["seed"] == {"grid_search": [0, 1, 2]}
+    sweep = Sweep({}, {"seed": [1]}, asha={"grace": 3})
+    with pytest.raises(SweepError, match="takes the place of"):
+        run_sweep(sweep, "nowhere", scheduler=sweep.scheduler())
+
+
 @pytest.mark.cluster
 @pytest.mark.usefixtures("weights")
 def test_an_interrupted_sweep_goes_on(tmp_path):

@@ -15,7 +15,9 @@ import ray
 from matplotlib.figure import Figure
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search import SearchAlgorithm, Searcher
+from ray.tune.search.sample import Domain
 from torch import nn
 
 from gnnrl_ray.actors.connection import connected
@@ -47,7 +49,8 @@ class Sweep:
             :class:`~gnnrl_ray.source.Source`, of
             :class:`~gnnrl_ray.settings.SearchSettings` and of ``DDPGConfig.training``.
         space: names of such settings; a list is tried out in full, ``{"uniform": [a, b]}``
-            and the like of Ray Tune are drawn.
+            and the like of Ray Tune are drawn. In Python also what Ray Tune has itself,
+            such as ``tune.quniform(0, 1, 0.1)`` and ``tune.grid_search([1, 2])``.
         samples: how often the whole space is gone through.
         asha: ``{"grace": episodes, "factor": n}`` stops the worse of the searches early.
 
@@ -70,7 +73,8 @@ class Sweep:
             drawn = (
                 isinstance(values, dict) and len(values) == 1 and set(values) <= {*_DRAWS}
             )
-            if not (isinstance(values, list) and values) and not drawn:
+            of_tune = isinstance(values, Domain) or _grid(values)
+            if not of_tune and not drawn:
                 raise SweepError(
                     f"{name} = {values!r} is neither a list of values nor one of "
                     + ", ".join(f"{{ {draw} = [...] }}" for draw in _DRAWS)
@@ -122,8 +126,7 @@ class Sweep:
     @property
     def size(self) -> int:
         """How many searches it is."""
-        lists = (len(v) for v in self.space.values() if isinstance(v, list))
-        return self.samples * math.prod(lists)
+        return self.samples * math.prod(len(_grid(v) or [v]) for v in self.space.values())
 
     def gpus_per_env_runner(self, gpus: float) -> float:
         """Return what an env runner has of the ``gpus`` of a search: a share, or whole."""
@@ -134,13 +137,26 @@ class Sweep:
         """Return the space in Ray Tune's terms."""
         space = {}
         for name, values in self.space.items():
-            if isinstance(values, list):
-                space[name] = tune.grid_search(values)
+            if isinstance(values, Domain):
+                space[name] = values
+            elif grid := _grid(values):
+                space[name] = tune.grid_search(grid)
             else:
                 ((draw, bounds),) = values.items()
                 given = (bounds,) if draw == "choice" else bounds
                 space[name] = getattr(tune, draw)(*given)
         return space
+
+    def scheduler(self) -> ASHAScheduler | None:
+        """Return what stops the worse of the searches early, if that is wanted."""
+        if not self.asha:
+            return None
+        return ASHAScheduler(
+            time_attr="episode",
+            max_t=self.episodes,
+            grace_period=self.asha.get("grace", 30),
+            reduction_factor=self.asha.get("factor", 3),
+        )
 
     def resources(self, gpus: float) -> tune.PlacementGroupFactory:
         """Return what one search takes: itself, and its env runners with their GPUs."""
@@ -153,6 +169,13 @@ class Sweep:
         return tune.PlacementGroupFactory([{"CPU": 1}, *[each] * self.runners])
 
 
+def _grid(values: Any) -> list:
+    """Return the values of which each is to be tried, if that is what they are."""
+    if isinstance(values, dict):
+        values = values.get("grid_search")
+    return values if isinstance(values, list) else []
+
+
 def run_sweep(
     sweep: Sweep,
     out: str,
@@ -161,6 +184,8 @@ def run_sweep(
     at_once: int | None = None,
     address: str | None = None,
     resume: bool = False,
+    scheduler: TrialScheduler | None = None,
+    search_alg: Searcher | SearchAlgorithm | None = None,
     loggers: list[tune.Callback] | None = None,
     on_progress: Progress | None = None,
 ) -> pd.DataFrame:
@@ -177,6 +202,10 @@ def run_sweep(
             ``gpus``, 1.
         address: of a Ray cluster, see :class:`~gnnrl_ray.settings.SearchSettings`.
         resume: go on with the sweep in ``out``: finished searches stay, others go on.
+        scheduler: of Ray Tune, which stops searches by ``accuracy`` after each
+            ``episode``; in place of the sweep's ASHA. One that exploits others' weights,
+            as population-based training does, finds no weights here.
+        search_alg: of Ray Tune, which proposes settings, such as ``OptunaSearch()``.
         loggers: callbacks of Ray Tune, such as those of Weights & Biases and MLflow.
         on_progress: called with the last result of each search by its name.
 
@@ -193,6 +222,9 @@ def run_sweep(
             f"{out} holds no sweep; leave --resume out." if resume else
             f"{out} holds a sweep already; go on with --resume, or name another --out."
         )  # fmt: skip
+    if scheduler is not None and sweep.asha:
+        raise SweepError("a `scheduler` takes the place of [asha]; leave one of them out.")
+    tuning = {"scheduler": scheduler or sweep.scheduler(), "search_alg": search_alg}
     network, data = sweep.source.load()
     root = str(storage.local.resolve()) if storage.local else str(storage)
     share = gpus / (at_once or 1)
@@ -211,7 +243,8 @@ def run_sweep(
             ),
             sweep.resources(share),
         )  # fmt: skip
-        tuner = _tuner(sweep, trainable, root, at_once or (1 if gpus else None), resume,
+        tuning["max_concurrent_trials"] = at_once or (1 if gpus else None)
+        tuner = _tuner(sweep, trainable, root, tuning, resume,
                        [*(loggers or []), _Watch()])  # fmt: skip
         _Watch.on_progress, _Watch.over = on_progress, True
         results = tuner.fit()
@@ -270,27 +303,18 @@ def _trial(
 
 
 def _tuner(
-    sweep: Sweep, trainable: Any, root: str, at_once: int | None, resume: bool,
+    sweep: Sweep, trainable: Any, root: str, tuning: dict[str, Any], resume: bool,
     callbacks: list[tune.Callback],
 ) -> tune.Tuner:  # fmt: skip
     if resume:
         return tune.Tuner.restore(root, trainable, resume_unfinished=True,
                                   resume_errored=True)  # fmt: skip
-    scheduler = None
-    if sweep.asha:
-        scheduler = ASHAScheduler(
-            time_attr="episode",
-            max_t=sweep.episodes,
-            grace_period=sweep.asha.get("grace", 30),
-            reduction_factor=sweep.asha.get("factor", 3),
-        )
     parent, _, name = root.rpartition("/")
     return tune.Tuner(
         trainable,
         param_space=sweep.param_space(),
         tune_config=tune.TuneConfig(
-            metric="accuracy", mode="max", num_samples=sweep.samples, scheduler=scheduler,
-            max_concurrent_trials=at_once,
+            metric="accuracy", mode="max", num_samples=sweep.samples, **tuning
         ),
         run_config=tune.RunConfig(
             name=name, storage_path=parent, verbose=0, callbacks=callbacks
