@@ -1,7 +1,7 @@
 """The same networks through torch-pruning: which traces, which stays right, how long.
 
     pip install torch-pruning==1.6.1
-    python -m benchmarks.peers [NAME ...] [--timm SEED] [--json FILE]
+    python -m benchmarks.peers [NAME ...] [--timm SEED] [--limit SECONDS] [--json FILE]
 
     pip install 'nvidia-modelopt[hf]==0.47.0' huggingface_hub torchprofile==0.0.4
     python -m benchmarks.peers --fastnas 500 [--json FILE]
@@ -11,7 +11,8 @@ network is right if its outputs equal those of the dense one in which every conv
 linear layer reads zeros from the dropped channels (float64, 1e-8 relative). For
 torch-pruning, the indices that it hands to its own pruning functions say which these are.
 With ``--timm``, the networks are sixty convolutional ones of timm, drawn by seed. Seconds
-are of one thread, from the dense network to the removed one.
+are of one thread, from the dense network to the removed one; who takes longer than
+``--limit`` is stopped.
 
 With ``--fastnas``, NVIDIA ModelOpt's search on ResNet-20, CIFAR-10 and half the
 multiply-accumulates, in place of our methods: every width of every layer that it can prune
@@ -23,11 +24,14 @@ import argparse
 import copy
 import json
 import platform
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -42,14 +46,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from helpers.networks import EVERY, build, count_macs, outputs
 
-REPEATS = 3
-
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=EVERY)
     parser.add_argument("--timm", type=int, metavar="SEED", help="sixty networks of timm")
+    parser.add_argument("--limit", type=float, default=600, help="CPU seconds for each")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--fastnas", type=int, metavar="IMAGES", help="ModelOpt's search")
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
@@ -73,14 +77,16 @@ def main() -> None:
         network = network.double()
         row = {"network": name}
         for tool, run in tools.items():
-            row[tool] = attempt(run, network, torch.randn(2, *shape, dtype=torch.double))
+            images = torch.randn(2, *shape, dtype=torch.double)
+            row[tool] = attempt(run, network, images, arguments.limit, arguments.repeats)
         rows.append(row)
         print(json.dumps(row), flush=True)
     Console(width=150).print(_table(rows, tools))
     facts = {
         "machine": platform.processor() or platform.machine(),
         "versions": {p: version(p) for p in ("torch", "torchvision", "torch-pruning")},
-        "repeats": REPEATS,
+        "repeats": arguments.repeats,
+        "limit": arguments.limit,
         "rows": rows,
     }
     if arguments.json:
@@ -88,13 +94,16 @@ def main() -> None:
             json.dump(facts, file, indent=1)
 
 
-def attempt(run: Callable, network: nn.Module, x: Tensor) -> dict:
+def attempt(
+    run: Callable, network: nn.Module, x: Tensor, limit: float, repeats: int
+) -> dict:
     """Return ``ok``, ``wrong`` or the error, the share of MACs left and the seconds."""
     seconds = []
     try:
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             start = time.process_time()
-            removed, masked = run(network, x)
+            with stopped_after(limit):
+                removed, masked = run(network, x)
             seconds.append(time.process_time() - start)
             reference = masked()
         got = outputs(removed, x)
@@ -106,6 +115,22 @@ def attempt(run: Callable, network: nn.Module, x: Tensor) -> dict:
     shape = x.shape[1:]
     share = count_macs(removed, shape) / count_macs(network, shape)
     return {"verdict": verdict, "macs": round(share, 3), "seconds": round(min(seconds), 3)}
+
+
+@contextmanager
+def stopped_after(limit: float) -> Iterator[None]:
+    """Raise a ``TimeoutError`` after so many CPU seconds."""
+
+    def stop(*_: object) -> NoReturn:
+        raise TimeoutError(f"stopped after {limit:g} s")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def ours(network: nn.Module, x: Tensor):

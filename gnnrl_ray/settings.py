@@ -199,6 +199,20 @@ def _plain(kind: type, value: Any) -> Any:
     return None
 
 
+def parse_round_to(given: object) -> str | int:
+    """Return ``given`` if it is auto, else a number of channels.
+
+    Raises:
+        InputError: neither.
+    """
+    text = str(given)
+    if text == "auto":
+        return text
+    if text.isdecimal() and 0 < int(text) < _TOO_LARGE:
+        return int(text)
+    raise InputError(f"--round-to {text!r} is not auto or a whole number from 1 on.")
+
+
 def parse_finetune(given: object) -> str | int:
     """Return ``given`` if it is one of the words, else a number of steps.
 
@@ -297,7 +311,13 @@ class SearchSettings(Checked):
     min_keep: float = setting(
         0.1, "Smallest share of a group's channels to keep.", least=0, below=1
     )
-    round_to: int = setting(1, "Keep multiples of so many channels, or all.", least=1)
+    round_to: str | int = setting(
+        1,
+        "Keep multiples of so many channels, or all; auto: the largest that --device takes "
+        "no longer for, with --latency-batch images, measured at the start.",
+        parse=parse_round_to,
+        metavar="N|auto",
+    )
     keep: str | None = setting(
         None,
         "Leave whole the groups of layers whose name it matches.",

@@ -115,7 +115,7 @@ def test_impossible_budgets_name_the_smallest(command, home, flops):
         (("--network", "json:JSONDecoder"), "returned a JSONDecoder, not an nn.Module"),
         (("--keep", "("), "--keep '(' is no regular expression"),
         (("--keep", "layer9"), "--keep 'layer9' matches no layer"),
-        (("--round-to", "0"), "--round-to 0 must be at least 1"),
+        (("--round-to", "0"), "--round-to '0' is not auto or a whole number"),
         (("--round-to", "64"), "--flops 0.5 cannot be reached"),
         (("--keep", "."), "nothing can be pruned"),
         (("--levels", "4"), "--levels 4 must be less than 4"),

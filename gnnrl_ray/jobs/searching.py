@@ -31,6 +31,8 @@ from gnnrl_ray.scoring.metric import Metric, ScoreFunction
 from gnnrl_ray.scoring.objective import Objective
 from gnnrl_ray.scoring.outcome import Outcome
 from gnnrl_ray.scoring.owntask import OWN, OwnTask
+from gnnrl_ray.scoring.rounding import quick_multiple
+from gnnrl_ray.scoring.speed import device_name
 from gnnrl_ray.settings import SearchSettings, unknown_setting
 from gnnrl_ray.source import Source
 from gnnrl_ray.storage import Storage
@@ -180,6 +182,9 @@ class Search:
         self._method.check(settings)
         self._device = None if settings.env_runners else device_of(settings.device)
         self.groups = trace(network, data.input_shape, **settings.tracing)
+        if settings.round_to == "auto":
+            settings = replace(settings, round_to=self._measured_multiple())
+            self._settings = settings
         if settings.latency is not None and latency is None:
             latency = self._measured_latency()
         self._budget = Budget.of(self.groups, settings, latency)
@@ -241,6 +246,18 @@ class Search:
             stacklevel=4,
         )
         return table
+
+    def _measured_multiple(self) -> int:
+        """Return what this device is quick with, and say so."""
+        device = self._device or device_of(self._settings.device)
+        multiple = quick_multiple(device, self._settings.latency_batch)
+        warnings.warn(
+            f"--round-to auto: on {device_name(device)}, numbers of channels rounded up to "
+            f"multiples of {multiple} take no longer.",
+            Notice,
+            stacklevel=4,
+        )
+        return multiple
 
     def _run(self, task: Task) -> Outcome:
         objective, run = task.objective, task.run
