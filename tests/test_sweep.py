@@ -1,5 +1,4 @@
 import json
-import os
 import shlex
 import signal
 import subprocess
@@ -12,7 +11,6 @@ import torch
 
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.jobs.sweep import Sweep, SweepError, over_seeds, run_sweep
-from gnnrl_ray.jobs.trackers import TrackerError, tracking
 from gnnrl_ray.run.journal import Journal
 from gnnrl_ray.zoo import build_network
 from gnnrl_ray.zoo.weights import save_weights
@@ -225,41 +223,3 @@ def test_seeds_are_averaged_over():
     assert found["noise"].tolist() == [0.2, 0.1]
     assert found["mean"].tolist() == pytest.approx([0.8, 0.6])
     assert found["count"].tolist() == [1, 2]
-
-
-@pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_trackers_that_are_not_installed_are_named(name, monkeypatch):
-    monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setitem(sys.modules, f"ray.air.integrations.{name}", None)
-    with pytest.raises(TrackerError, match=f"--{name}: .*pip install 'gnnrl-ray.{name}.'"):
-        tracking("x", **{name: "y"})
-
-
-@pytest.mark.usefixtures("weights")
-def test_trackers_are_told(tmp_path):
-    pytest.importorskip("wandb")
-    mlflow = pytest.importorskip("mlflow")
-    file, uri = tmp_path / "sweep.toml", f"sqlite:///{tmp_path}/mlflow.db"
-    file.write_text(FILE.replace("14", "4"))
-    command = [sys.executable, "-m", "gnnrl_ray", "sweep", file, "--json"]
-    command += ["--out", tmp_path / "out", "--wandb", "pruning", "--mlflow", uri]
-    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    found = {row["seed"]: row["accuracy"] for row in json.loads(done.stdout)}
-    assert len(list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))) == 2
-    client = mlflow.MlflowClient(uri)
-    (experiment,) = client.search_experiments(filter_string="name = 'sweep'")
-    runs = [run.data for run in client.search_runs([experiment.experiment_id])]
-    assert {int(r.params["seed"]): r.metrics["accuracy"] for r in runs} == found
-    assert all(r.metrics["episode"] == 4 for r in runs)
-
-
-@pytest.mark.parametrize(("name", "value"), [("mlflow", "nonsense://x"), ("wandb", "p")])
-def test_trackers_that_refuse_are_named(name, value, tmp_path, monkeypatch):
-    pytest.importorskip(name)
-    monkeypatch.setenv("HOME", str(tmp_path))  # no key of Weights & Biases is there
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    with pytest.raises(TrackerError, match=f"--{name} {value}: "):
-        tracking("x", **{name: value})

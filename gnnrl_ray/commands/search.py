@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -16,6 +17,7 @@ from gnnrl_ray.display.panel import Panel
 from gnnrl_ray.display.report import budget_used
 from gnnrl_ray.jobs.finetuning import Recipe, is_interrupted
 from gnnrl_ray.jobs.searching import Search, device_of
+from gnnrl_ray.jobs.trackers import Trackers, tracked
 from gnnrl_ray.methods import method_of
 from gnnrl_ray.options import settings_as_options
 from gnnrl_ray.pruning.costs import Costs
@@ -29,10 +31,11 @@ from gnnrl_ray.storage import Storage
 _ROUNDS = 20  # passes of each network, for the last line
 
 
-@settings_as_options(source=Source, settings=SearchSettings)
+@settings_as_options(source=Source, settings=SearchSettings, trackers=Trackers)
 def search_command(
     source: dict,
     settings: dict,
+    trackers: dict,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -82,10 +85,16 @@ def search_command(
     load_weights(about, network, data)
     total = method_of(wanted.method).candidates(wanted)
     title = f"{wanted.method} on {about.network}"
-    with Panel(title, total, errors, quiet) as panel:
+    told = about.to_dict() | wanted.to_dict()
+    with (
+        tracked(Path(folder).name, told, **trackers) as log,
+        Panel(title, total, errors, quiet) as panel,
+    ):
 
         def on_episode(done: int, best: Outcome | None) -> None:
             panel.episode(done, best and best.accuracy)
+            if best is not None:
+                log({"accuracy": best.accuracy, "macs": best.macs}, done)
 
         panel.begin(done)
         try:
