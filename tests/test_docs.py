@@ -50,3 +50,17 @@ def test_the_script_for_data_of_ones_own_runs(tmp_path, monkeypatch, capsys):
     exec(compile(script, "own.md", "exec"), {"__name__": "__main__"})
     assert "closeness" in capsys.readouterr().out
     assert {"smaller.safetensors", "search.svg"} <= {p.name for p in tmp_path.iterdir()}
+
+
+@pytest.mark.slow
+def test_segmentation_is_scored_by_what_the_user_says(tmp_path, capsys):
+    from tuned_examples import segmentation
+
+    out = tmp_path / "shapes"
+    segmentation.main(["--images", "64", "--epochs", "12", "--episodes", "3",
+                       "--out", str(out)])  # fmt: skip
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["pruned"] == pytest.approx(said["said"])
+    assert said["dense"] > 0.25
+    best = json.loads((out / "best.json").read_text())
+    assert best["macs_ratio"] <= 0.6
