@@ -21,6 +21,7 @@ COMMANDS = {
     "sweep": "Try settings, schedules and seeds beside each other with Ray Tune.",
     "compare": "Hold methods against each other: same networks, budgets, seeds.",
     "report": "Draw finished searches beside each other on one page.",
+    "dashboard": "Look at searches as they go, in a browser on this machine.",
     "finetune": "Fine-tune the winner of a search.",
     "evaluate": "Measure accuracy, MACs and parameters: pruned beside dense.",
     "measure": "Measure latency and memory: pruned beside dense.",

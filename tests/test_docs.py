@@ -23,7 +23,7 @@ def test_the_tables_of_methods_are_what_was_measured():
     assert methods.render(text) == text
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *sorted(
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", *sorted(
     f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")
 )])  # fmt: skip
 def test_links_lead_somewhere(page):

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from helpers.browser import CHROMIUM
 from PIL import Image
 
 from gnnrl_ray import Outcome, SearchSettings, Source, trace
@@ -92,10 +93,7 @@ def test_the_page_has_every_run_and_fetches_nothing(runs, tmp_path, capsys):
 def test_a_browser_without_a_network_shows_the_page(runs, tmp_path):
     report_command([str(runs)], tmp_path / "report")
     browser = [
-        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-        "--disable-background-networking", "--disable-sync", "--disable-quic",
-        "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND",
-        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,3000",
+        *CHROMIUM, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,3000",
     ]  # fmt: skip
     page = (tmp_path / "report/report.html").resolve().as_uri()
     shown = subprocess.run(

@@ -34,7 +34,7 @@ def report_command(
     `gnnrl-ray measure`), as Markdown and on the page; learning curves, what every group
     loses (Figure 3), and accuracy against cost (Figure 4), as PNG, as SVG and on the page.
     """
-    curves = [Curve.of(run) for run in map(Run.open, _found(runs)) if run.journal.best()]
+    curves = [Curve.of(run) for run in map(Run.open, runs_in(runs)) if run.journal.best()]
     if not curves:
         raise InputError(f"no run with a candidate is in {', '.join(runs)}.")
     figures = draw_curves(curves) | draw_widths(curves) | {"costs": draw_costs(curves)}
@@ -50,7 +50,7 @@ def report_command(
     print(f"{len(curves)} searches are in {out}/report.html")
 
 
-def _found(places: list[str]) -> list[str]:
+def runs_in(places: list[str]) -> list[str]:
     """Return the runs that ``places`` are, or that lie in them."""
     found = []
     for place in places:

@@ -72,6 +72,9 @@ def draw_curves(curves: Sequence[Curve]) -> dict[str, Figure]:
             )
             label = f"{method} ({len(own)})" if len(own) > 1 else method
             axis.plot(episodes, several.mean(0), color=f"C{i}", label=label)
+            for one in own:  # those that have gone further than all of their method
+                further = np.arange(length, len(one) + 1)
+                axis.plot(further, one[length - 1 :], color=f"C{i}", lw=0.8, alpha=0.7)
         axis.set(xlabel="candidates", ylabel="best validation accuracy in %", title=cell)
         axis.legend(fontsize=8, ncols=2)
         figures[f"curves-{n}"] = figure
@@ -150,8 +153,16 @@ def sheets_of(curves: Sequence[Curve]) -> list[Sheet]:
     return [*own, speeds] if speeds else [*own]
 
 
-def page(sheets: Sequence[Sheet], figures: dict[str, Figure]) -> str:
-    """Return the page: tables and figures, and nothing that would have to be fetched."""
+def page(
+    sheets: Sequence[Sheet], figures: dict[str, Figure], script: tuple[str, str] = ("", "")
+) -> str:
+    """Return the page: tables and figures, and nothing that would have to be fetched.
+
+    Args:
+        sheets: the first has a row for each search.
+        figures: by their names.
+        script: and its nonce, if there is one.
+    """
     tables = "\n".join(map(_table, sheets))
     pictures = "\n".join(
         f"<figure>{as_svg(figure)}</figure>" for figure in figures.values()
@@ -159,9 +170,14 @@ def page(sheets: Sequence[Sheet], figures: dict[str, Figure]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>gnnrl-ray: {len(sheets[0].rows)} searches</title>"
-        f"<style>{_STYLE}</style></head>\n<body><h1>{len(sheets[0].rows)} searches</h1>\n"
+        f"<style>{_STYLE}</style>{_script(*script)}</head>\n"
+        f"<body><h1>{len(sheets[0].rows)} searches</h1>\n"
         f"{tables}\n{pictures}\n</body></html>\n"
     )
+
+
+def _script(text: str, nonce: str) -> str:
+    return f'<script nonce="{nonce}">{text}</script>' if text else ""
 
 
 def _table(sheet: Sheet) -> str:
