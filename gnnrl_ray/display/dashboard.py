@@ -87,9 +87,8 @@ class Dashboard(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Dashboard
-
     def do_GET(self) -> None:
+        assert isinstance(self.server, Dashboard)
         # What another site's name leads here is not for that site to read.
         host = self.headers.get("Host", "").rpartition(":")[0]
         if host not in ("127.0.0.1", "localhost"):

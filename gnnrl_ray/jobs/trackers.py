@@ -1,5 +1,6 @@
 """Weights & Biases and MLflow, told of searches and sweeps as they go."""
 
+import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -123,7 +124,7 @@ def _fails(flag: str, error: Exception) -> None:
 
 @contextmanager
 def _wandb(project: str, name: str, settings: Mapping[str, Any]) -> Iterator[Log]:
-    import wandb
+    wandb = importlib.import_module("wandb")  # an extra
 
     with wandb.init(project=project, name=name, config=dict(settings)) as run:
         yield lambda figures, episode: run.log(dict(figures), step=episode)
@@ -131,8 +132,7 @@ def _wandb(project: str, name: str, settings: Mapping[str, Any]) -> Iterator[Log
 
 @contextmanager
 def _mlflow(uri: str, name: str, settings: Mapping[str, Any]) -> Iterator[Log]:
-    import mlflow
-
+    mlflow = importlib.import_module("mlflow")  # an extra
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment(name)
     with mlflow.start_run():

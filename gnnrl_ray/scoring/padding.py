@@ -80,8 +80,9 @@ class Padded:
 
     def hold(self) -> None:
         """Make zeros again of what was updated and is not kept; waits for nothing."""
-        if self._held:
-            torch._foreach_mul_(*map(list, zip(*self._held, strict=True)))
+        if self._held:  # in one kernel
+            held, masks = map(list, zip(*self._held, strict=True))
+            torch._foreach_mul_(held, masks)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def unload(self) -> None:
