@@ -170,3 +170,28 @@ def test_gymnasium_knows_it_by_name(objective):
     assert env.observation_space.contains(observation)
     *_, terminated, _, info = env.step(env.action_space.sample())
     assert terminated is ("outcome" in info)
+
+
+def test_agents_of_others_act_in_it(make, objective):
+    """stable-baselines3: what it checks of an environment, and some episodes of PPO."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_checker import check_env as check
+
+    env, outcomes = make(), []
+    check(env)
+    step = env.step
+
+    def watched(action):
+        *answer, info = step(action)
+        if "outcome" in info:
+            outcomes.append(info["outcome"])
+        return (*answer, info)
+
+    env.step = watched
+    agent = PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, device="cpu", seed=0)
+    agent.learn(16)
+    assert len(outcomes) >= 8
+    dense = objective.budget.costs.dense
+    assert all(outcome.macs <= 0.5 * dense for outcome in outcomes)
+    action, _ = agent.predict(env.reset(seed=1)[0], deterministic=True)
+    assert env.action_space.contains(action)
