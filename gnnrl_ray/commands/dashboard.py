@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from gnnrl_ray.commands.report import runs_in
-from gnnrl_ray.display.dashboard import Dashboard
 from gnnrl_ray.errors import InputError
 
 
@@ -24,6 +22,9 @@ def dashboard_command(
     cost: the page of `gnnrl-ray report`, which follows the journals. It reads and never
     writes, and listens on 127.0.0.1 alone; from elsewhere: ssh -L 8266:127.0.0.1:8266 HOST.
     """
+    from gnnrl_ray.commands.report import runs_in
+    from gnnrl_ray.display.dashboard import Dashboard
+
     runs_in(runs)  # or there is nothing to look at
     try:
         server = Dashboard(partial(runs_in, runs), port)
