@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from gnnrl_ray.agent.candidates import Candidates, History
 from gnnrl_ray.agent.ddpg import Q_OF_ACTOR, QF_LOSS_KEY, DDPGLearner, Q, encoder_of
-from gnnrl_ray.agent.mgnn import GraphEncoder, Plan, distinct, perceptron
+from gnnrl_ray.agent.mgnn import GraphEncoder, Plan, perceptron
 from gnnrl_ray.agent.transfer import apply, start_from
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.graph.facts import GroupFacts
@@ -224,17 +224,13 @@ class ChoosingModule(TorchRLModule, InferenceOnlyAPI):
     def _forward_train(self, batch: dict, **_: Any) -> dict:
         plan = self.actor.encoder.encoder.plan(batch[Columns.OBS])
         groups = self.critic.encoder(plan)
-        # Of few candidates, a batch holds many twice.
-        actions = batch[Columns.ACTIONS]
-        first, which = distinct(torch.cat([actions, plan.which[:, None].to(actions)], 1))
-        states = groups if len(groups) == 1 else groups[plan.which[first]]
+        states = groups if len(groups) == 1 else groups[plan.which]
         proposed = self._projected(1 - self.actor(plan))
         # Held constant for the actor's loss, as in DDPG.
         self.critic.requires_grad_(False)
         judged = self.critic(groups.detach(), proposed)
         self.critic.requires_grad_(True)
-        done = self.critic(states, 1 - actions[first])
-        return {Q: done.index_select(1, which), Q_OF_ACTOR: judged}
+        return {Q: self.critic(states, 1 - batch[Columns.ACTIONS]), Q_OF_ACTOR: judged}
 
     def _projected(self, kept: Tensor) -> Tensor:
         """Return what the budget leaves of ``kept`` [S, G], with a gradient along it.

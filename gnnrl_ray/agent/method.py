@@ -41,7 +41,7 @@ _TUNED: dict[str, dict[str, Any]] = {
     "ddpg": {"updates_per_step": 32},
     "sac": {"updates_per_step": 32},
     "wolpertinger": {
-        "updates_per_step": 50, "warmup_episodes": 15, "actor_lr": 1e-3,
+        "updates_per_step": 100, "warmup_episodes": 15, "actor_lr": 1e-3,
         "critic_lr": 3e-3, "critic_weight_decay": 0.02, "hidden": (64, 64),
     },
 }  # fmt: skip
