@@ -68,3 +68,13 @@ def test_what_comes_after_episodes_is_said():
     ]
     text = "".join(part.text for line in rendered for part in line)
     assert "4/4 episodes, best 50.00%, fine-tuning a-b 250/250" in text
+
+
+def test_what_comes_before_episodes_is_said():
+    console = Console(file=io.StringIO(), width=100)
+    with Panel("gnn-rl on resnet20", 4, console) as panel:
+        panel.begin(0)
+        panel.phase("starting Ray")
+        assert panel._summary() == "0/4 episodes, starting Ray"
+        panel.episode(1, 0.5)
+        assert "starting" not in panel._summary()

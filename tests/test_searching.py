@@ -9,10 +9,11 @@ from helpers.sleeping import Broken, searching
 from gnnrl_ray import accuracy, load_pruned, search
 from gnnrl_ray.actors.placement import PlacementError
 from gnnrl_ray.errors import EpisodeError, InputError
+from gnnrl_ray.jobs.searching import Search
 from gnnrl_ray.run.directory import RunError
 from gnnrl_ray.run.journal import Journal
 from gnnrl_ray.scoring.objective import Objective
-from gnnrl_ray.settings import PRECISIONS
+from gnnrl_ray.settings import PRECISIONS, SearchSettings
 from gnnrl_ray.storage import Storage
 
 
@@ -264,3 +265,14 @@ def test_a_full_disk_stops_a_search_that_can_go_on(short, tmp_path):
     aside.replace(journal)
     assert len(Journal(journal)) == 3
     assert short(resume=True).widths == straight.widths
+
+
+def test_it_says_what_it_is_at_before_there_are_episodes(network, digits, tmp_path):
+    said = []
+    settings = SearchSettings(method="gnn-rl", episodes=2, agent=AGENT, finetune="none",
+                              device="cpu")  # fmt: skip
+    Search(network, digits, settings).run(
+        tmp_path / "run", on_phase=said.append,
+        on_episode=lambda done, best: said.append(done),
+    )  # fmt: skip
+    assert said == ["trying how to evaluate", "starting Ray", "building the agent", 1, 2]

@@ -108,7 +108,9 @@ class Agent:
             EpisodeError: one episode after the other has failed, or every env runner died.
         """
         initial = self._initial()
+        self._task.say("starting Ray")
         with connected(self._task.settings.address):
+            self._task.say("building the agent")
             shared = share(self._task)
             config = self.env_config(self._task.settings, lambda: self._task.objective)
             hooks = _RunHooks(self._task, self.environment(config))

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -78,10 +79,13 @@ def search_command(
     if wanted.env_runners:
         # One line of Ray's in place of one for every actor; what matters, we say.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    data = about.load_data()
-    network = about.build(data)
-    # Before anything takes long.
-    search = Search(network, data, wanted, about, latency=known)
+    with nullcontext() if quiet else errors.status(f"loading {about.dataset}") as status:
+        data = about.load_data()
+        if status is not None:
+            status.update(f"tracing {about.network}")
+        network = about.build(data)
+        # Before anything takes long.
+        search = Search(network, data, wanted, about, latency=known)
     load_weights(about, network, data)
     total = method_of(wanted.method).candidates(wanted)
     title = f"{wanted.method} on {about.network}"
@@ -101,6 +105,7 @@ def search_command(
             found = search.run(
                 folder, resume=resume is not None, overwrite=overwrite,
                 on_episode=on_episode, on_status=panel.status, on_finalist=panel.finalist,
+                on_phase=panel.phase,
             )  # fmt: skip
         except KeyboardInterrupt:
             _interrupted(folder, total)

@@ -95,6 +95,10 @@ class Panel:
         due = done % _LINE_EVERY_STEPS == 0 or done == total
         self._enter(f"fine-tuning {name} {done}/{total}, loss {loss:.3f}", due)
 
+    def phase(self, what: str) -> None:
+        """Take note of what is being done before there are episodes."""
+        self._enter(what, False)
+
     def _enter(self, phase: str, due: bool) -> None:
         self._phase = phase
         if self._live is None and not self._quiet and due:

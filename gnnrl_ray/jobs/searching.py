@@ -138,6 +138,7 @@ def search(
         return one.run(
             out, resume=resume, overwrite=overwrite, on_episode=tell,
             on_status=on_status or panel.status, on_finalist=on_finalist or panel.finalist,
+            on_phase=panel.phase,
         )  # fmt: skip
 
 
@@ -266,6 +267,7 @@ class Search:
             if self._device is not None:
                 objective.to(self._device)
                 if run.mode is None:
+                    task.say("trying how to evaluate")
                     run.evaluate_with(objective.choose(run.settings.precision))
                 objective.mode = run.mode
             self._method(task).run()

@@ -102,6 +102,7 @@ class Proposer:
         from gnnrl_ray.actors.scorer import start_scorers
 
         settings, task = self.task.settings, self.task
+        task.say("starting Ray")
         with connected(settings.address), start_scorers(task) as dispatcher:
             total = dispatcher.limit = self.candidates(settings)
             proposed: dict[int, np.ndarray] = {}  # of episodes that are under way

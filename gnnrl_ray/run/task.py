@@ -31,6 +31,7 @@ class Task:
         on_status: called a few times a second where episodes are elsewhere.
         on_finalist: called with how many trainings of finalists are over, of how many, and
             the accuracy after the last.
+        on_phase: called with what is being done before there are episodes.
     """
 
     objective: Objective
@@ -38,12 +39,18 @@ class Task:
     on_episode: OnEpisode | None = None
     on_status: OnStatus | None = None
     on_finalist: OnFinalist | None = None
+    on_phase: Callable[[str], None] | None = None
     _failed_in_a_row: int = field(default=0, init=False)
 
     @property
     def settings(self) -> SearchSettings:
         """Of the search."""
         return self.run.settings
+
+    def say(self, phase: str) -> None:
+        """Tell whoever waits what is being done."""
+        if self.on_phase is not None:
+            self.on_phase(phase)
 
     def record(self, episode: int, record: EpisodeRecord) -> None:
         """Write down what became of an episode, before anything follows from it.
