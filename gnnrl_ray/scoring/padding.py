@@ -6,14 +6,16 @@ anew in every call, which costs a step of training more than all of the dense ne
 the next eight, as zeros that training leaves alone.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gnnrl_ray.errors import Notice
 from gnnrl_ray.pruning.removal import flags_of, part_of, remove
 from gnnrl_ray.tracing.check import Reference
 from gnnrl_ray.tracing.groups import ChannelGroups
@@ -55,8 +57,7 @@ class Padded:
         device = next(smaller.parameters()).device
         self.network.to(device, memory_format=torch.channels_last)
         own, inside = dict(_tensors(self.network)), _inside(network, groups, kept, wide)
-        names = [name for name, _ in _tensors(smaller)]
-        if names != list(own):
+        if {name for name, _ in _tensors(smaller)} != own.keys():
             raise TraceError("the network has weights that its graph has not.")
         self._parts = [
             (theirs, own[name], inside[name].to(device) if name in inside else ...)
@@ -137,8 +138,16 @@ def padded(
     """
     wider = None
     if next(smaller.parameters()).device.type == "cuda":
-        with suppress(TraceError):
+        try:
             wider = Padded(smaller, network, groups, kept)
+        except TraceError:
+            pass  # as it should be
+        except Exception as error:
+            # It is only quicker: no search ends for that.
+            reason = str(error).split("\n")[0]
+            warnings.warn(
+                f"trained without zeros, so slower: {reason}", Notice, stacklevel=3
+            )
     if wider is None:
         yield smaller, None
         return
