@@ -374,9 +374,15 @@ def silence(
 
 
 def insert_masks(
-    graph: fx.GraphModule, readers: Iterable[Operation]
+    graph: fx.GraphModule, readers: Iterable[Operation], flags: np.ndarray | None = None
 ) -> list[tuple[Operation, Tensor]]:
-    """Let ``readers`` read their inputs times a mask; return each with its own, of ones."""
+    """Let ``readers`` read their inputs times a mask; return each with its own, of ones.
+
+    Args:
+        graph: changed in place.
+        readers: operations of it.
+        flags: of the channels that it has, if some have been removed.
+    """
     nodes = {node.name: node for node in graph.graph.nodes}
     dtype = next(graph.parameters()).dtype
     masks = []
@@ -387,7 +393,8 @@ def insert_masks(
             continue  # reads what another has padded, from zeros
         # As many axes follow a layer's inputs as its kernel has.
         kernel = 2 if op.weight is None else get_tensor(graph, op.weight).dim() - 2
-        ones, name = torch.ones(len(op.inputs), *[1] * kernel, dtype=dtype), op.name
+        count = len(op.inputs) if flags is None else int(flags[op.inputs].sum())
+        ones, name = torch.ones(count, *[1] * kernel, dtype=dtype), op.name
         with graph.graph.inserting_before(node):
             constant = _constant(graph, f"mask_{name}", ones)
             masked = graph.graph.call_function(torch.mul, (source, constant))

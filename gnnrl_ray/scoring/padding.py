@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnrl_ray.errors import Notice
-from gnnrl_ray.pruning.removal import flags_of, part_of, remove
+from gnnrl_ray.pruning.removal import flags_of, insert_masks, part_of, remove
 from gnnrl_ray.tracing.check import Reference
 from gnnrl_ray.tracing.groups import ChannelGroups
 from gnnrl_ray.tracing.symbolic import TraceError, get_tensor
@@ -55,10 +55,18 @@ class Padded:
         )
         self.network = remove(network, groups, wide)
         device = next(smaller.parameters()).device
+        names, inside = dict(_tensors(self.network)), _inside(network, groups, kept, wide)
+        # Where channels are padded with others, one that is not kept passes on what it got
+        # from such a shortcut itself.
+        flags, there = flags_of(groups, kept), flags_of(groups, wide)
+        padded_ones = [op for op in groups.operations if op.padded]
+        for op, mask in insert_masks(self.network, padded_ones, there):
+            read = op.inputs[there[op.inputs]]
+            mask.copy_(torch.from_numpy(flags[read]).view(mask.shape))
         self.network.to(device, memory_format=torch.channels_last)
-        own, inside = dict(_tensors(self.network)), _inside(network, groups, kept, wide)
-        if {name for name, _ in _tensors(smaller)} != own.keys():
+        if dict(_tensors(smaller)).keys() != names.keys():
             raise TraceError("the network has weights that its graph has not.")
+        own = dict(_tensors(self.network))
         self._parts = [
             (theirs, own[name], inside[name].to(device) if name in inside else ...)
             for name, theirs in _tensors(smaller)
