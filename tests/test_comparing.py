@@ -190,6 +190,10 @@ def test_summaries_are_by_hand():
     text = comparison_markdown(found.reset_index(), paired(table))
     assert "| gnn-rl | 3 | 180 | 50.0 | 49.0 | 71.00 ± 1.00 (68.5 to 73.5) |" in text
     assert "| +11.00 | 0.0" in text
+    few = paired(table_of(gnn_rl=[0.70, 0.72], random=[0.60, 0.58], local=[0.6]))
+    text = comparison_markdown(found.reset_index(), few)
+    assert "| gnn-rl | random |" in text
+    assert "| local |" not in text
 
 
 def test_the_papers_count_is_by_hand():

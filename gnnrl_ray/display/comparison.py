@@ -151,7 +151,8 @@ def comparison_markdown(found: pd.DataFrame, pairs: pd.DataFrame) -> str:
         "confidence interval of the mean).\n"
     )
     text += _curves(found)
-    if len(pairs) and pairs["n"].to_numpy().max() > 1:
+    pairs = pairs[pairs["n"] > 1]  # of one seed, nothing can be said
+    if len(pairs):
         text += "\n| network | budget | method | beside | points | p | n |\n" + "|---" * 7
         text += "|\n" + "\n".join(
             f"| {r.network} | {r.budget} | {r.method} | {r.beside} | {r.difference:+.2f} "
