@@ -151,13 +151,13 @@ def comparison_markdown(found: pd.DataFrame, pairs: pd.DataFrame) -> str:
         "confidence interval of the mean).\n"
     )
     text += _curves(found)
-    pairs = pairs[pairs["n"] > 1]  # of one seed, nothing can be said
-    if len(pairs):
+    several = [r for r in pairs.itertuples() if r.n > 1]  # of one seed, nothing is known
+    if several:
         text += "\n| network | budget | method | beside | points | p | n |\n" + "|---" * 7
         text += "|\n" + "\n".join(
             f"| {r.network} | {r.budget} | {r.method} | {r.beside} | {r.difference:+.2f} "
             f"| {r.p:.3f} | {r.n} |"
-            for r in pairs.itertuples()
+            for r in several
         )
         text += "\n\nDifferences with the same seeds, on the holdout; paired t-test.\n"
     return text
