@@ -16,7 +16,9 @@ import torch
 from helpers.processes import mark
 
 from gnnrl_ray import Costs, Objective, load_data, trace
+from gnnrl_ray.zoo import build_network
 from gnnrl_ray.zoo.resnet import ResNet
+from gnnrl_ray.zoo.weights import save_weights
 
 mark()  # before anything is started
 
@@ -63,6 +65,15 @@ def objective(network, groups, digits):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """A ResNet-20 for digits, untrained, where commands look for it."""
+    torch.manual_seed(0)
+    monkeypatch.setenv("GNNRL_HOME", str(tmp_path / "home"))
+    path = tmp_path / "home/weights/resnet20-digits.safetensors"
+    save_weights(build_network("resnet20"), path)
 
 
 @pytest.fixture

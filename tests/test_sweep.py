@@ -7,13 +7,10 @@ import time
 
 import pandas as pd
 import pytest
-import torch
 
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.jobs.sweep import Sweep, SweepError, over_seeds, run_sweep
 from gnnrl_ray.run.journal import Journal
-from gnnrl_ray.zoo import build_network
-from gnnrl_ray.zoo.weights import save_weights
 
 SEARCH = {
     "network": "resnet20", "dataset": "digits", "episodes": 4, "finetune": "none",
@@ -35,14 +32,6 @@ seed = [0, 1]
 [asha]
 grace = 8
 """
-
-
-@pytest.fixture
-def weights(tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    monkeypatch.setenv("GNNRL_HOME", str(tmp_path / "home"))
-    path = tmp_path / "home/weights/resnet20-digits.safetensors"
-    save_weights(build_network("resnet20"), path)
 
 
 @pytest.mark.usefixtures("ray_session", "weights")

@@ -6,11 +6,8 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from gnnrl_ray.jobs.trackers import TrackerError, tracked, tracking
-from gnnrl_ray.zoo import build_network
-from gnnrl_ray.zoo.weights import save_weights
 
 SWEEP = """
 [search]
@@ -23,14 +20,6 @@ precision = "float32"
 [space]
 seed = [0, 1]
 """
-
-
-@pytest.fixture
-def weights(tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    monkeypatch.setenv("GNNRL_HOME", str(tmp_path / "home"))
-    path = tmp_path / "home/weights/resnet20-digits.safetensors"
-    save_weights(build_network("resnet20"), path)
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -133,7 +133,7 @@ def interrupted(run: Run) -> tuple[Recipe, int, str]:
     Raises:
         RunError: there is none, or it is damaged.
     """
-    said = _said(run)
+    _, said = _written(run)
     try:
         recipe = Recipe(**{name: json.loads(said[name]) for name in Recipe.names()})
         return recipe, json.loads(said["seed"]), json.loads(said["precision"])
@@ -150,9 +150,10 @@ def is_interrupted(run: Run, recipe: Recipe, seed: int) -> bool:
         return False
     about = _about(run, recipe, seed, None)
     try:
-        return about.items() <= _said(run).items()
+        _, said = _written(run)
     except InputError:
         return False
+    return about.items() <= said.items()
 
 
 def _about(run: Run, recipe: Recipe, seed: int, precision: str | None) -> dict[str, str]:
@@ -164,25 +165,24 @@ def _about(run: Run, recipe: Recipe, seed: int, precision: str | None) -> dict[s
     return {name: json.dumps(value) for name, value in about.items()}
 
 
-def _said(run: Run) -> dict[str, str]:
-    """Return what the fine-tuning that was interrupted says of itself."""
+def _written(run: Run) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the fine-tuning that was interrupted, and what it says of itself."""
     where = f"{run.storage}/{STATE}"
     if not run.storage.exists(STATE):
         raise RunError(f"no fine-tuning to go on with at {where}; leave out --resume.")
-    read_weights(where)  # or it is damaged
-    return read_facts(where)
+    return read_weights(where), read_facts(where)
 
 
 def _read_state(run: Run, about: dict[str, str]) -> dict[str, Tensor]:
     """Return the state that was written down, if it is ``about`` the same."""
-    where, said = f"{run.storage}/{STATE}", _said(run)
+    tensors, said = _written(run)
     for name, value in about.items():
         if said.get(name) != value:
             raise RunError(
-                f"{where} is of another fine-tuning: its {name} is {said.get(name)}, not "
-                f"{value}. Give what it was given, or start over without --resume."
+                f"{run.storage}/{STATE} is of another fine-tuning: its {name} is "
+                f"{said.get(name)}, not {value}. Give what it was given, or start over without --resume."
             )
-    return read_weights(where)
+    return tensors
 
 
 def _go_on(training: Training, state: dict[str, Tensor], run: Run) -> None:
