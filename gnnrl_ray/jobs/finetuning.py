@@ -180,7 +180,8 @@ def _read_state(run: Run, about: dict[str, str]) -> dict[str, Tensor]:
         if said.get(name) != value:
             raise RunError(
                 f"{run.storage}/{STATE} is of another fine-tuning: its {name} is "
-                f"{said.get(name)}, not {value}. Give what it was given, or start over without --resume."
+                f"{said.get(name)}, not {value}. Give what it was given, or start over "
+                "without --resume."
             )
     return tensors
 
