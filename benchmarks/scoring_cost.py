@@ -19,7 +19,8 @@ import torch
 
 from benchmarks.run import machine
 from gnnrl_ray import Source, search
-from gnnrl_ray.jobs.finetuning import Recipe, finetune
+from gnnrl_ray.jobs.finetuning import finetune
+from gnnrl_ray.jobs.recipe import Recipe
 from gnnrl_ray.pruning.costs import Costs
 from gnnrl_ray.run.directory import Run, rebuild
 from gnnrl_ray.scoring.measures import measure

@@ -34,6 +34,7 @@ def settings_as_options(**owners: type[Checked]) -> Callable[[Callable], Callabl
                 tables = {n: words.pop(n) for n in list(words) if kind_of(owner, n) is dict}
                 values = owner.read(words)
                 values |= {n: _table(owner, n, given) for n, given in tables.items()}
+                owner(**values)  # wrong ones are told of before anything is loaded
                 given[parameter] = values
             return function(*args, **given)
 

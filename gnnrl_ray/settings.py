@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, Self, get_args, get_type_hints
 
 from gnnrl_ray.errors import InputError
@@ -25,6 +26,10 @@ _MOST_PIXELS = 2**26  # of one image: 100 times those of a photograph for ImageN
 BUDGETS = ("flops", "params", "activations", "memory", "latency")
 PRECISIONS = ("plain", "float32", "bfloat16")
 TIMEOUTS = ("fit", "penalty")
+IMPORTANCES = ("l1", "l2", "median", "bn", "taylor", "random")
+DATASETS = ("digits", "cifar10", "cifar100")
+FOLDER = "folder:"  # before the path of images of one's own
+VALIDATIONS = ("test-5k", "train-5k")
 _DEFAULT_FLOPS = 0.5
 
 
@@ -229,6 +234,32 @@ def parse_finetune(given: object) -> str | int:
     )
 
 
+def parse_dataset(given: object) -> str:
+    """Return the name of a data set; a folder that is here by its whole path.
+
+    Raises:
+        InputError: it is no text.
+    """
+    if not isinstance(given, str):
+        raise InputError(f"--dataset {given!r} is not a text.")
+    path = given.removeprefix(FOLDER)
+    if given.startswith(FOLDER) and Path(path).is_dir():
+        return FOLDER + str(Path(path).resolve())
+    return given
+
+
+def check_dataset(name: str, validation: str) -> None:
+    """Raise an ``InputError`` if there is no such data set, or no such split of it."""
+    if ":" not in name and name not in DATASETS:
+        raise InputError(
+            f"unknown dataset {name!r}; known: {', '.join(DATASETS)}, {FOLDER}PATH, "
+            "package.module:callable."
+        )
+    if validation not in VALIDATIONS:
+        known = ", ".join(VALIDATIONS)
+        raise InputError(f"unknown validation {validation!r}; known: {known}.")
+
+
 def parse_pattern(given: object) -> str:
     """Return ``given`` if it is a regular expression.
 
@@ -305,9 +336,7 @@ class SearchSettings(Checked):
     finalist_epochs: float = setting(
         0.25, "Of training for each finalist in the first round.", above=0, free=True
     )
-    importance: str = setting(
-        "l2", "What ranks channels.", choices="gnnrl_ray.pruning.importance:IMPORTANCES"
-    )
+    importance: str = setting("l2", "What ranks channels.", choices=IMPORTANCES)
     min_keep: float = setting(
         0.1, "Smallest share of a group's channels to keep.", least=0, below=1
     )

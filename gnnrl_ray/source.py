@@ -1,40 +1,34 @@
-"""Where network and data of a run come from: loaded in one way, whoever asks."""
+"""Where network and data of a run come from: loaded in one way, whoever asks.
+
+What loads them is imported then: ``--help`` needs the names alone.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import nn
-
-from gnnrl_ray.data import DATASETS, VALIDATIONS, Data, load_data
-from gnnrl_ray.data.folder import FOLDER
-from gnnrl_ray.data.loader import shapes_of
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.scoring.training import steps_per_epoch, train
-from gnnrl_ray.settings import Checked, setting
-from gnnrl_ray.zoo import NETWORKS, build_network, is_ours
-from gnnrl_ray.zoo.weights import fetch_weights, load_weights, save_weights, weights_path
+from gnnrl_ray.settings import (
+    DATASETS,
+    FOLDER,
+    VALIDATIONS,
+    Checked,
+    check_dataset,
+    parse_dataset,
+    setting,
+)
+from gnnrl_ray.zoo import NETWORKS, build_network, is_ours, parse_network
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gnnrl_ray.data import Data
 
 # The data set that needs no file, small enough to train a network on the spot.
 EMBEDDED, EMBEDDED_EPOCHS = "digits", 20
 
 OnStep = Callable[[int, float], None]
-
-
-def parse_dataset(given: object) -> str:
-    """Return the name of a data set; a folder that is here by its whole path.
-
-    Raises:
-        InputError: it is no text.
-    """
-    if not isinstance(given, str):
-        raise InputError(f"--dataset {given!r} is not a text.")
-    path = given.removeprefix(FOLDER)
-    if given.startswith(FOLDER) and Path(path).is_dir():
-        return FOLDER + str(Path(path).resolve())
-    return given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +44,7 @@ class Source(Checked):
         "resnet20",
         f"One of: {', '.join(NETWORKS)}, torchvision:NAME, timm:NAME or "
         "package.module:callable.",
+        parse=parse_network,
     )
     dataset: str = setting(
         EMBEDDED,
@@ -67,8 +62,9 @@ class Source(Checked):
     )
     validation: str = setting(
         "test-5k",
-        f"Where validation images are taken from: {' or '.join(VALIDATIONS)}. test-5k is "
-        "the paper's protocol; what is left of the test set is the holdout.",
+        "Where validation images are taken from. test-5k is the paper's protocol; what is "
+        "left of the test set is the holdout.",
+        metavar="|".join(VALIDATIONS),
     )
     weights: str | None = setting(
         None, "State dict of the dense network (.th, .pt, .safetensors); file or URI."
@@ -82,7 +78,11 @@ class Source(Checked):
         """What the data set is called: of a folder, without where it is."""
         return Path(self.dataset.removeprefix(FOLDER)).name
 
-    def load(self, on_step: OnStep | None = None) -> tuple[nn.Module, Data]:
+    def check(self) -> None:
+        """Raise an ``InputError`` for what can be known to be nowhere, at once."""
+        check_dataset(self.dataset, self.validation)
+
+    def load(self, on_step: OnStep | None = None) -> "tuple[nn.Module, Data]":
         """Return the trained network, in evaluation mode, and the data.
 
         Args:
@@ -94,8 +94,10 @@ class Source(Checked):
         data = self.load_data()
         return self.load_network(data, on_step), data
 
-    def load_data(self) -> Data:
+    def load_data(self) -> "Data":
         """Return the data; a wrong name of a network does not wait for a download."""
+        from gnnrl_ray.data import load_data
+
         if self.network is None:
             raise InputError(
                 "the network of this run is your own module: go on with it in Python, with "
@@ -105,7 +107,7 @@ class Source(Checked):
             build_network(self.network)
         return load_data(self.dataset, self.data_dir, self.validation, self.image_size)
 
-    def load_network(self, data: Data, on_step: OnStep | None = None) -> nn.Module:
+    def load_network(self, data: "Data", on_step: OnStep | None = None) -> "nn.Module":
         """Return the trained network for ``data``, in evaluation mode.
 
         Weights for the embedded data set are made where there are none yet.
@@ -119,8 +121,12 @@ class Source(Checked):
         self.load_weights(network, data, on_step)
         return network
 
-    def build(self, data: Data, seed: int = 0) -> nn.Module:
+    def build(self, data: "Data", seed: int = 0) -> "nn.Module":
         """Return the untrained network for ``data``, in evaluation mode."""
+        import torch
+
+        from gnnrl_ray.data.loader import shapes_of
+
         torch.manual_seed(seed)
         size = shapes_of(data.input_shape)[0][-1]
         if data.classes is None and is_ours(self.network):
@@ -131,9 +137,11 @@ class Source(Checked):
         return build_network(self.network, data.classes or 10, size).eval()
 
     def load_weights(
-        self, network: nn.Module, data: Data, on_step: OnStep | None = None
+        self, network: "nn.Module", data: "Data", on_step: OnStep | None = None
     ) -> None:
         """Do what :meth:`load_network` does, with a network that :meth:`build` returned."""
+        from gnnrl_ray.zoo.weights import fetch_weights, load_weights, weights_path
+
         path = weights_path(self.network, data.name)
         if self.weights is None and data.name == EMBEDDED and not path.is_file():
             self.train(network, data, epochs=EMBEDDED_EPOCHS, on_step=on_step)
@@ -141,7 +149,7 @@ class Source(Checked):
             load_weights(network, self.weights or fetch_weights(self.network, data.name))
 
     def train(
-        self, network: nn.Module, data: Data, *, epochs: float, lr: float = 0.05,
+        self, network: "nn.Module", data: "Data", *, epochs: float, lr: float = 0.05,
         batch_size: int = 128, seed: int = 0, device: str = "cpu",
         on_step: OnStep | None = None,
     ) -> None:  # fmt: skip
@@ -160,6 +168,9 @@ class Source(Checked):
         Raises:
             KeyboardInterrupt: what was trained is in ``*.interrupted.safetensors``.
         """
+        from gnnrl_ray.scoring.training import train
+        from gnnrl_ray.zoo.weights import save_weights, weights_path
+
         path = weights_path(self.network, data.name)
         try:
             train(
@@ -172,6 +183,8 @@ class Source(Checked):
         save_weights(network.to("cpu").eval(), path)
 
 
-def training_steps(data: Data, epochs: float, batch_size: int = 128) -> int:
+def training_steps(data: "Data", epochs: float, batch_size: int = 128) -> int:
     """Return how many batches ``epochs`` passes over the training images take."""
+    from gnnrl_ray.scoring.training import steps_per_epoch
+
     return max(1, round(epochs * steps_per_epoch(data.train, batch_size)))

@@ -12,7 +12,7 @@ import torch
 
 import gnnrl_ray
 from gnnrl_ray import SearchSettings, cli
-from gnnrl_ray.data import DATASETS
+from gnnrl_ray.data import LOADERS
 from gnnrl_ray.errors import Notice
 from gnnrl_ray.tracing import symbolic as symbolic_module
 from gnnrl_ray.zoo import build_network
@@ -25,13 +25,13 @@ def home(tmp_path, monkeypatch):
 
     And fewer of them: these tests are about commands.
     """
-    whole = DATASETS["digits"]
+    whole = LOADERS["digits"]
 
     def few(folder):
         train, test, classes = whole(folder)
         return train.take(torch.arange(256)), test.take(torch.arange(200)), classes
 
-    monkeypatch.setitem(DATASETS, "digits", few)
+    monkeypatch.setitem(LOADERS, "digits", few)
     monkeypatch.setenv("GNNRL_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -128,7 +128,10 @@ def test_impossible_budgets_name_the_smallest(command, home, flops):
         (("--episodes", "0"), "--episodes 0 must be at least 1"),
         (("--device", "tpu"), "--device 'tpu' is not cpu or cuda:N"),
         (("--device", "cuda:77"), "--device cuda:77: this machine has"),
-        (("--validation", "test"), "unknown validation 'test'; known: test-5k, train-5k"),
+        (
+            ("--validation", "test"),
+            "unknown validation 'test'; known: test-5k, train-5k",
+        ),
         (("--weights", "nowhere.th"), "no weights file at nowhere.th"),
         (("--min-keep", "2"), "--min-keep 2.0 must be less than 1"),
         (("--on-timeout", "wait"), "'wait' is not one of 'fit', 'penalty'"),

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from gnnrl_ray.data import DataError, load_data
+from gnnrl_ray.data import LOADERS, DataError, load_data
+from gnnrl_ray.errors import InputError
+from gnnrl_ray.settings import DATASETS
 
 
 @pytest.fixture
@@ -92,10 +94,14 @@ def test_only_sets_that_allow_it_are_mirrored(cifar_folder, digits):
     assert 30 < rising < 70
 
 
+def test_every_name_has_its_loader():
+    assert tuple(LOADERS) == DATASETS
+
+
 def test_unknown_names_list_the_known():
-    with pytest.raises(DataError, match="known: digits, cifar10"):
+    with pytest.raises(InputError, match="known: digits, cifar10"):
         load_data("mnist")
-    with pytest.raises(DataError, match="known: test-5k, train-5k"):
+    with pytest.raises(InputError, match="known: test-5k, train-5k"):
         load_data("digits", validation="test")
 
 

@@ -21,7 +21,8 @@ from gnnrl_ray import (
 from gnnrl_ray.pruning.importance import rank
 from gnnrl_ray.pruning.removal import keep
 from gnnrl_ray.run.directory import Run, RunError
-from gnnrl_ray.zoo import WeightsError, build_network
+from gnnrl_ray.zoo import build_network
+from gnnrl_ray.zoo.weights import WeightsError
 
 
 def finish(folder, name, **how):

@@ -152,7 +152,7 @@ def test_export_command(tmp_path, monkeypatch, capsys):
     for said in ("resnet20", "SHA-256 of weights", "| seed | 0 |", "pruned.pt", "layer1."):
         assert said in card
     for wrong, said in (
-        (("--format", "caffe"), "is none of onnx, pt2, torch"),
+        (("--format", "caffe"), "Invalid value for '--format'"),
         (("--weights", "finetuned"), "has pruned"),
         (("--int8", "--format", "pt2"), "--int8 is of --format onnx"),
     ):

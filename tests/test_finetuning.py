@@ -6,7 +6,8 @@ import torch
 
 from gnnrl_ray import accuracy, load_pruned, search
 from gnnrl_ray.jobs import finetuning
-from gnnrl_ray.jobs.finetuning import Recipe, finetune, interrupted, is_interrupted
+from gnnrl_ray.jobs.finetuning import finetune, interrupted, is_interrupted
+from gnnrl_ray.jobs.recipe import Recipe
 from gnnrl_ray.run.directory import Run, RunError
 from gnnrl_ray.scoring.training import TrainingError, train
 from gnnrl_ray.zoo.weights import WeightsError, read_facts, read_weights

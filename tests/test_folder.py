@@ -107,6 +107,8 @@ def test_training_sees_parts_as_torchvision_draws_them():
     assert 0.4 < mirrored.float().mean() < 0.6
     high = (bottom - top) * view / (view - 1)
     wide = (right - left).abs() * view / (view - 1)
+    begin = top + 0.5 - high / view / 2
+    torch.manual_seed(0)  # what torchvision draws with
     theirs = torch.tensor(
         [transforms.RandomResizedCrop.get_params(split.images[0].permute(2, 0, 1),
                                                  (0.08, 1.0), (3 / 4, 4 / 3))
@@ -115,10 +117,9 @@ def test_training_sees_parts_as_torchvision_draws_them():
     for ours, their in (
         (high * wide / size**2, theirs[:, 2] * theirs[:, 3] / size**2),
         (torch.log(wide / high), torch.log(theirs[:, 3] / theirs[:, 2])),
-        (top / (size - high).clamp(min=1), theirs[:, 0] / (size - theirs[:, 2]).clamp(1)),
+        (begin / (size - high).clamp(min=1), theirs[:, 0] / (size - theirs[:, 2]).clamp(1)),
     ):
-        assert abs(ours.median() - their.median()) < 0.1
-        for q in (0.1, 0.9):
+        for q in (0.1, 0.5, 0.9):
             assert abs(ours.quantile(q) - their.quantile(q)) < 0.1
     again = next(split.batches(400, torch.Generator().manual_seed(0)))[0]
     assert torch.equal(seen, again)

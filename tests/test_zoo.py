@@ -7,9 +7,9 @@ from safetensors.torch import save_file
 
 from gnnrl_ray import accuracy, load_data, load_network
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.zoo import NETWORKS, WeightsError, build_network
+from gnnrl_ray.zoo import NETWORKS, build_network
 from gnnrl_ray.zoo.resnet import ResNet, Shortcut
-from gnnrl_ray.zoo.weights import load_weights, weights_path
+from gnnrl_ray.zoo.weights import WeightsError, load_weights, weights_path
 
 
 @pytest.mark.parametrize(("name", "params"), [("resnet20", 269_722), ("resnet56", 853_018)])

@@ -7,17 +7,6 @@ from typing import Annotated
 import typer
 
 from gnnrl_ray.commands.terminal import JsonOption, QuietOption, console, errors, stop
-from gnnrl_ray.display.comparison import (
-    comparison_markdown,
-    comparison_table,
-    draw_comparison,
-    paired,
-    summary,
-)
-from gnnrl_ray.display.panel import Panel
-from gnnrl_ray.jobs.comparing import Comparison, compare
-from gnnrl_ray.methods import method_of
-from gnnrl_ray.storage import Storage
 
 
 def compare_command(
@@ -42,6 +31,12 @@ def compare_command(
 
     Started again, it goes on: what is measured in --out is not measured again.
     """
+    from gnnrl_ray.display import comparison as shown
+    from gnnrl_ray.display.panel import Panel
+    from gnnrl_ray.jobs.comparing import Comparison, compare
+    from gnnrl_ray.methods import method_of
+    from gnnrl_ray.storage import Storage
+
     comparison = Comparison.read(file)
     folder = out or f"compared/{file.stem}"
     searches = {cell.name: comparison.settings(cell) for cell in comparison.cells()}
@@ -61,13 +56,14 @@ def compare_command(
         except KeyboardInterrupt:
             again = ["gnnrl-ray", "compare", str(file), "--out", folder]
             stop(f"go on with: {shlex.join(again)}")
-    storage, found = Storage(folder), summary(table)
-    storage.write("results.md", comparison_markdown(found, paired(table)).encode())
-    storage.write("results.png", draw_comparison(table))
+    storage, found = Storage(folder), shown.summary(table)
+    page = shown.comparison_markdown(found, shown.paired(table))
+    storage.write("results.md", page.encode())
+    storage.write("results.png", shown.draw_comparison(table))
     if as_json:
         print(found.to_json(orient="records"))
         return
-    console.print(comparison_table(found))
+    console.print(shown.comparison_table(found))
     if "error" in table:
         for row in table.dropna(subset="error").itertuples():
             errors.print(f"{row.run}: {row.error}")

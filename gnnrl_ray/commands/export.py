@@ -2,30 +2,28 @@
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from gnnrl_ray.commands.evaluate import networks_of, of_run
 from gnnrl_ray.commands.terminal import (
     DataDirOption,
     JsonOption,
     RunArgument,
     TrustOption,
 )
-from gnnrl_ray.display.card import model_card
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.jobs.exporting import ENDS, FORMATS, Exported, export
-from gnnrl_ray.run.directory import Run
+
+if TYPE_CHECKING:
+    from gnnrl_ray.jobs.exporting import Exported
 
 
 def export_command(
     run: RunArgument,
     kind: Annotated[
-        str,
+        Literal["onnx", "pt2", "torch"],
         typer.Option(
             "--format",
-            metavar="|".join(FORMATS),
             help="onnx: any batch size, for onnxruntime; pt2: for torch.export.load; "
             "torch: for torch.load where torch is, and nothing else.",
         ),
@@ -48,8 +46,11 @@ def export_command(
 
     The file is loaded and asked about all validation images beside the network itself.
     """
-    if kind not in FORMATS:
-        raise InputError(f"--format {kind!r} is none of {', '.join(FORMATS)}.")
+    from gnnrl_ray.commands.networks import networks_of, of_run
+    from gnnrl_ray.display.card import model_card
+    from gnnrl_ray.jobs.exporting import ENDS, export
+    from gnnrl_ray.run.directory import Run
+
     opened = Run.open(run)
     network, data, costs = of_run(opened, {"data_dir": data_dir}, trust)
     there = networks_of(opened, network, costs)
@@ -72,7 +73,7 @@ def export_command(
     print(f"{_said(found)}; model_card.md is in {opened.storage}")
 
 
-def _said(found: Exported) -> str:
+def _said(found: "Exported") -> str:
     said = f"{found.path}: {found.agree} of {found.images} predictions are the network's"
     if found.accuracy is not None:
         said += f", validation accuracy {found.accuracy:.2%}"

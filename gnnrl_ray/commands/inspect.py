@@ -7,19 +7,9 @@ from typing import Annotated
 import typer
 
 from gnnrl_ray.commands.terminal import JsonOption, console
-from gnnrl_ray.display.drawing import draw_graph
-from gnnrl_ray.display.report import (
-    describe,
-    groups_table,
-    left_table,
-    motifs_table,
-    whole_table,
-)
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.graph.hierarchy import HierarchicalGraph
 from gnnrl_ray.settings import parse_shape
-from gnnrl_ray.tracing.groups import trace
-from gnnrl_ray.zoo import build_network
+from gnnrl_ray.zoo import build_network, parse_network
 
 
 def inspect_command(
@@ -47,20 +37,27 @@ def inspect_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show channel groups, motifs and costs: what would be pruned, and why not."""
+    parse_network(network)
     shapes = [parse_shape(shape) for shape in input_shape]
     if draw is not None and draw.suffix not in (".svg", ".png"):
         raise InputError(f"--draw {draw} must end in .svg or .png.")
+
+    from gnnrl_ray.display import report
+    from gnnrl_ray.display.drawing import draw_graph
+    from gnnrl_ray.graph.hierarchy import HierarchicalGraph
+    from gnnrl_ray.tracing.groups import trace
+
     built = build_network(network, classes, shapes[0][-1])
     groups = trace(built, shapes, keep=keep, skip_untraceable=skip_untraceable)
     graph = HierarchicalGraph(groups, levels)
     if draw is not None:
         draw_graph(graph, network, draw)
     if as_json:
-        print(json.dumps({"network": network} | describe(graph)))
+        print(json.dumps({"network": network} | report.describe(graph)))
         return
-    console.print(groups_table(groups), motifs_table(graph))
-    for table in (whole_table(groups), left_table(groups)):
+    console.print(report.groups_table(groups), report.motifs_table(graph))
+    for table in (report.whole_table(groups), report.left_table(groups)):
         if table.row_count:
             console.print(table)
-    facts = describe(graph)
+    facts = report.describe(graph)
     print(f"{network}: {facts['macs']:,} MACs, {facts['params']:,} parameters")

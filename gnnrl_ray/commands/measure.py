@@ -3,10 +3,8 @@
 import json
 from typing import Annotated
 
-import torch
 import typer
 
-from gnnrl_ray.commands.evaluate import networks_of, of_run
 from gnnrl_ray.commands.terminal import (
     DataDirOption,
     DeviceOption,
@@ -15,10 +13,6 @@ from gnnrl_ray.commands.terminal import (
     TrustOption,
     console,
 )
-from gnnrl_ray.display.report import speed_table
-from gnnrl_ray.jobs.searching import device_of
-from gnnrl_ray.run.directory import Run
-from gnnrl_ray.scoring.speed import device_name, measure_speed
 
 
 def measure_command(
@@ -44,6 +38,14 @@ def measure_command(
     All networks take turns, so that they meet the same machine. What was found is kept in
     the run, for `gnnrl-ray report`.
     """
+    import torch
+
+    from gnnrl_ray.commands.networks import networks_of, of_run
+    from gnnrl_ray.display.report import speed_table
+    from gnnrl_ray.jobs.searching import device_of
+    from gnnrl_ray.run.directory import Run
+    from gnnrl_ray.scoring.speed import device_name, measure_speed
+
     opened, where = Run.open(run), device_of(device)
     network, data, costs = of_run(opened, {"data_dir": data_dir}, trust)
     networks = networks_of(opened, network, costs)

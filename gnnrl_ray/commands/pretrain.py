@@ -6,18 +6,13 @@ from typing import Annotated
 
 import typer
 
-from gnnrl_ray.commands.evaluate import of_run
 from gnnrl_ray.commands.terminal import (
     DataDirOption,
     SeedOption,
     TrustOption,
     errors,
 )
-from gnnrl_ray.display.panel import progress
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.jobs.pretraining import Lesson, pretrain
-from gnnrl_ray.run.directory import Run
-from gnnrl_ray.storage import Storage
 
 
 def pretrain_command(
@@ -38,6 +33,12 @@ def pretrain_command(
 
     Searches of one network within one budget are learnt from together.
     """
+    from gnnrl_ray.commands.networks import of_run
+    from gnnrl_ray.display.panel import progress
+    from gnnrl_ray.jobs.pretraining import Lesson, pretrain
+    from gnnrl_ray.run.directory import Run
+    from gnnrl_ray.storage import Storage
+
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out} must end in .safetensors.")
     alike: dict[str, list[Run]] = {}

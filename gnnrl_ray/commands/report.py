@@ -6,17 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gnnrl_ray.display.page import (
-    Curve,
-    as_svg,
-    draw_costs,
-    draw_curves,
-    draw_widths,
-    page,
-    sheets_of,
-)
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.run.directory import Run
 from gnnrl_ray.storage import Storage
 
 
@@ -34,19 +24,25 @@ def report_command(
     `gnnrl-ray measure`), as Markdown and on the page; learning curves, what every group
     loses (Figure 3), and accuracy against cost (Figure 4), as PNG, as SVG and on the page.
     """
-    curves = [Curve.of(run) for run in map(Run.open, runs_in(runs)) if run.journal.best()]
+    from gnnrl_ray.display import page as shown
+    from gnnrl_ray.run.directory import Run
+
+    curves = [
+        shown.Curve.of(run) for run in map(Run.open, runs_in(runs)) if run.journal.best()
+    ]
     if not curves:
         raise InputError(f"no run with a candidate is in {', '.join(runs)}.")
-    figures = draw_curves(curves) | draw_widths(curves) | {"costs": draw_costs(curves)}
+    figures = shown.draw_curves(curves) | shown.draw_widths(curves)
+    figures |= {"costs": shown.draw_costs(curves)}
     out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         picture = io.BytesIO()
         figure.savefig(picture, dpi=120, format="png")
         (out / f"{name}.png").write_bytes(picture.getvalue())
-        (out / f"{name}.svg").write_text(as_svg(figure))
-    sheets = sheets_of(curves)
+        (out / f"{name}.svg").write_text(shown.as_svg(figure))
+    sheets = shown.sheets_of(curves)
     (out / "tables.md").write_text("\n".join(sheet.to_markdown() for sheet in sheets))
-    (out / "report.html").write_text(page(sheets, figures))
+    (out / "report.html").write_text(shown.page(sheets, figures))
     print(f"{len(curves)} searches are in {out}/report.html")
 
 

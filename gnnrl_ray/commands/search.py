@@ -4,30 +4,22 @@ import os
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from torch import nn
 
-from gnnrl_ray.commands.evaluate import networks_of, show_measures
-from gnnrl_ray.commands.finetune import finetune_shown
 from gnnrl_ray.commands.terminal import JsonOption, QuietOption, TrustOption, errors, stop
-from gnnrl_ray.commands.train import load_weights
-from gnnrl_ray.data import Data
-from gnnrl_ray.display.panel import Panel
-from gnnrl_ray.display.report import budget_used
-from gnnrl_ray.jobs.finetuning import Recipe, is_interrupted
-from gnnrl_ray.jobs.searching import Search, device_of
 from gnnrl_ray.jobs.trackers import Trackers, tracked
-from gnnrl_ray.methods import method_of
 from gnnrl_ray.options import settings_as_options
-from gnnrl_ray.pruning.costs import Costs
-from gnnrl_ray.run.directory import Run
-from gnnrl_ray.scoring.outcome import Outcome
-from gnnrl_ray.scoring.speed import measure_speed
 from gnnrl_ray.settings import SearchSettings
 from gnnrl_ray.source import EMBEDDED, EMBEDDED_EPOCHS, Source
-from gnnrl_ray.storage import Storage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gnnrl_ray.data import Data
+    from gnnrl_ray.run.directory import Run
+    from gnnrl_ray.scoring.outcome import Outcome
 
 _ROUNDS = 20  # passes of each network, for the last line
 
@@ -65,6 +57,17 @@ def search_command(
 
     Without arguments: ResNet-20 on scikit-learn's digits at half the MACs, in minutes.
     """
+    Source(**source).check()
+
+    from gnnrl_ray.commands import networks as shown
+    from gnnrl_ray.display.panel import Panel
+    from gnnrl_ray.jobs.finetuning import is_interrupted
+    from gnnrl_ray.jobs.recipe import Recipe
+    from gnnrl_ray.jobs.searching import Search
+    from gnnrl_ray.methods import method_of
+    from gnnrl_ray.pruning.costs import Costs
+    from gnnrl_ray.run.directory import Run
+
     done, known = 0, None
     if resume:
         run = Run.open(resume)
@@ -86,7 +89,7 @@ def search_command(
         network = about.build(data)
         # Before anything takes long.
         search = Search(network, data, wanted, about, latency=known)
-    load_weights(about, network, data)
+    shown.load_weights(about, network, data)
     total = method_of(wanted.method).candidates(wanted)
     title = f"{wanted.method} on {about.network}"
     told = about.to_dict() | wanted.to_dict()
@@ -95,7 +98,7 @@ def search_command(
         Panel(title, total, errors, quiet) as panel,
     ):
 
-        def on_episode(done: int, best: Outcome | None) -> None:
+        def on_episode(done: int, best: "Outcome | None") -> None:
             panel.episode(done, best and best.accuracy)
             if best is not None:
                 log({"accuracy": best.accuracy, "macs": best.macs}, done)
@@ -115,19 +118,21 @@ def search_command(
     costs = Costs(search.groups)
     if epochs:
         recipe = Recipe(epochs=epochs)
-        finetune_shown(
+        shown.finetune_shown(
             run, network, data, costs, recipe, seed=wanted.seed, device=wanted.device,
             resume=is_interrupted(run, recipe, wanted.seed),
         )  # fmt: skip
-    networks = networks_of(run, network, costs)
-    rows = show_measures(networks, data, costs, as_json, run)
+    networks = shown.networks_of(run, network, costs)
+    rows = shown.show_measures(networks, data, costs, as_json, run)
     if not as_json:
         print(f"best of {len(run.journal)}: {_verdict(run, rows)}")
         print(f"{_faster(run, networks, data)}; everything is in {folder}")
 
 
-def _verdict(run: Run, rows: dict[str, dict[str, float]]) -> str:
+def _verdict(run: "Run", rows: dict[str, dict[str, float]]) -> str:
     """Say what the network is worth that is taken home, and what it was before."""
+    from gnnrl_ray.display.report import budget_used
+
     best = run.best()
     scored = f"{best['accuracy']:.2%}"
     if finalist := best.get("finalist"):
@@ -137,8 +142,11 @@ def _verdict(run: Run, rows: dict[str, dict[str, float]]) -> str:
     return f"validation accuracy {scored} at {budget_used(best)}"
 
 
-def _faster(run: Run, networks: dict[str, nn.Module], data: Data) -> str:
+def _faster(run: "Run", networks: "dict[str, nn.Module]", data: "Data") -> str:
     """Say how many times as fast as the dense network the winner is, here."""
+    from gnnrl_ray.jobs.searching import device_of
+    from gnnrl_ray.scoring.speed import measure_speed
+
     where, said = device_of(run.settings.device), []
     two = {name: networks[name] for name in ("dense", "pruned")}
     for batch in dict.fromkeys((1, run.settings.latency_batch)):
@@ -155,6 +163,9 @@ def _faster(run: Run, networks: dict[str, nn.Module], data: Data) -> str:
 
 
 def _interrupted(folder: str, total: int) -> NoReturn:
+    from gnnrl_ray.run.directory import Run
+    from gnnrl_ray.storage import Storage
+
     if not Storage(folder).exists("run.json"):
         stop("there was nothing to save yet")
     journal = Run.open(folder).journal

@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 
 from gnnrl_ray.commands.terminal import JsonOption, QuietOption, console, errors, stop
-from gnnrl_ray.display.panel import Panel
-from gnnrl_ray.display.report import sweep_table
 from gnnrl_ray.jobs.trackers import Trackers
 from gnnrl_ray.options import settings_as_options
 
@@ -43,6 +41,8 @@ def sweep_command(
     as_json: JsonOption = False,
 ) -> None:
     """Try settings of search and agent beside each other, with Ray Tune."""
+    from gnnrl_ray.display.panel import Panel
+    from gnnrl_ray.display.report import sweep_table
     from gnnrl_ray.jobs.sweep import Sweep, over_seeds, run_sweep
     from gnnrl_ray.jobs.trackers import tracking
 

@@ -1,12 +1,9 @@
-"""The command ``train``, and training where weights are missing."""
+"""The command ``train``."""
 
-import shlex
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from torch import nn
 
-from gnnrl_ray.commands.evaluate import show_measures
 from gnnrl_ray.commands.terminal import (
     BatchOption,
     DeviceOption,
@@ -14,17 +11,10 @@ from gnnrl_ray.commands.terminal import (
     RateOption,
     SeedOption,
     errors,
-    stop,
 )
-from gnnrl_ray.data import Data
-from gnnrl_ray.display.panel import progress
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.jobs.searching import device_of
 from gnnrl_ray.options import settings_as_options
-from gnnrl_ray.pruning.costs import Costs
-from gnnrl_ray.source import EMBEDDED_EPOCHS, Source, training_steps
-from gnnrl_ray.tracing.groups import trace
-from gnnrl_ray.zoo.weights import weights_path
+from gnnrl_ray.source import Source, training_steps
 
 
 @settings_as_options(source=Source)
@@ -44,6 +34,15 @@ def train_command(
     as_json: JsonOption = False,
 ) -> None:
     """Train a dense network where no weights are to be had; `search` finds them."""
+    Source(**source).check()
+
+    from gnnrl_ray.commands.networks import show_measures, training_interrupted
+    from gnnrl_ray.display.panel import progress
+    from gnnrl_ray.jobs.searching import device_of
+    from gnnrl_ray.pruning.costs import Costs
+    from gnnrl_ray.tracing.groups import trace
+    from gnnrl_ray.zoo.weights import weights_path
+
     about = Source(**source)
     if about.weights is not None:
         raise InputError("--weights are what training makes; leave it out.")
@@ -59,26 +58,7 @@ def train_command(
             about.train(network, data, epochs=epochs, lr=lr, batch_size=batch_size,
                         seed=seed, device=where, on_step=advance)  # fmt: skip
         except KeyboardInterrupt:
-            _training_interrupted(about, data)
+            training_interrupted(about, data)
     show_measures({"dense": network}, data, costs, as_json)
     if not as_json:
         print(f"weights are in {path}")
-
-
-def load_weights(source: Source, network: nn.Module, data: Data) -> None:
-    """Load the dense network; on the embedded data set, train it the first time."""
-    steps = training_steps(data, EMBEDDED_EPOCHS)
-    with progress(
-        errors, f"training {source.network} on {data.name}", steps, 40
-    ) as advance:
-        try:
-            source.load_weights(network, data, advance)
-        except KeyboardInterrupt:
-            _training_interrupted(source, data)
-
-
-def _training_interrupted(source: Source, data: Data) -> NoReturn:
-    path = weights_path(source.network, data.name).with_suffix(".interrupted.safetensors")
-    if not path.exists():
-        stop("nothing has been trained yet")
-    stop(f"to use what has been trained so far: --weights {shlex.quote(str(path))}")

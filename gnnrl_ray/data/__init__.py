@@ -14,19 +14,19 @@ import torch
 
 from gnnrl_ray.data.cifar import load_cifar
 from gnnrl_ray.data.digits import load_digits
-from gnnrl_ray.data.folder import FOLDER, load_folder
+from gnnrl_ray.data.folder import load_folder
 from gnnrl_ray.data.loader import InputShape, Loader, described
 from gnnrl_ray.data.split import DataError, Split
 from gnnrl_ray.home import home
+from gnnrl_ray.settings import DATASETS, FOLDER, check_dataset
 from gnnrl_ray.zoo import import_callable
 
-VALIDATIONS = ("test-5k", "train-5k")
 _VALIDATION_SIZE = 5000
 # The split is part of the protocol, so it does not follow the seed of a search.
 _SPLIT_SEED = 0
 
 # From the folder of the data: training and test split, and the number of classes.
-DATASETS: dict[str, Callable[[Path], tuple[Split, Split, int]]] = {
+LOADERS: dict[str, Callable[[Path], tuple[Split, Split, int]]] = {
     "digits": lambda _: load_digits(),
     "cifar10": partial(load_cifar, "cifar10", 10),
     "cifar100": partial(load_cifar, "cifar100", 100),
@@ -44,8 +44,8 @@ class Data:
     Attributes:
         name: of the data set.
         classes: number of classes; None where that is not known.
-        protocol: one of ``VALIDATIONS``: where the validation images come from; or
-            ``given``, by the user.
+        protocol: where the validation images come from: one of
+            :data:`~gnnrl_ray.settings.VALIDATIONS`; or ``given``, by the user.
         train: what fine-tuning may see.
         validation: what the search scores candidates on.
         holdout: what neither of the two has seen, if there is any; report this.
@@ -161,25 +161,16 @@ def load_data(
         image_size: side of the images of a folder; see there.
 
     Raises:
-        DataError: unknown name or validation; no file and no way to get one.
+        InputError: unknown name or validation; no file and no way to get one.
     """
+    check_dataset(name, validation)
     if is_code(name):
         return _called(name)
-    if name not in DATASETS and not name.startswith(FOLDER):
-        known = ", ".join(DATASETS)
-        raise DataError(
-            f"unknown dataset {name!r}; known: {known}, {FOLDER}PATH, "
-            "package.module:callable."
-        )
     if image_size is not None and name in DATASETS:
         raise DataError(f"--image-size is of images of your own; {name} has its size.")
-    if validation not in VALIDATIONS:
-        raise DataError(
-            f"unknown validation {validation!r}; known: {', '.join(VALIDATIONS)}."
-        )
     folder = Path(data_dir) if data_dir else home() / "data"
     if name in DATASETS:
-        train, test, classes = DATASETS[name](folder)
+        train, test, classes = LOADERS[name](folder)
     else:
         path = Path(name.removeprefix(FOLDER))
         path = path if path.is_dir() else folder / path

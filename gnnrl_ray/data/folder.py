@@ -24,11 +24,11 @@ from rich.progress import track
 
 from gnnrl_ray.data.split import DataError, ImageFile, Split
 from gnnrl_ray.home import home
+from gnnrl_ray.settings import FOLDER
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
 
-FOLDER = "folder:"
 _SIZE = 224  # of a view, where images differ in size
 _MARGIN = 16 / 224  # that is kept on each side of a view, as a share of it
 _AT_ONCE = 256  # images that are decoded before they are written

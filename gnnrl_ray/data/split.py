@@ -20,7 +20,7 @@ from torch import Tensor
 from gnnrl_ray.errors import InputError
 
 # Of random parts of large images: the least and most of their area, and the longest shape.
-_AREA, _SHAPE = (0.08, 1.0), 4 / 3
+_AREA, _SHAPE, _TRIES = (0.08, 1.0), 4 / 3, 10
 
 
 class DataError(InputError):
@@ -234,17 +234,21 @@ class Split:
         """Return random parts of ``images`` [B, H, W, C], float [B, side, side, C].
 
         Their area is 8 to 100 % of an image's, their shape 3:4 to 4:3, as those of
-        torchvision's ``RandomResizedCrop``; one that does not fit is narrowed.
+        torchvision's ``RandomResizedCrop``: of ten tries, the first that fits; where none
+        does, one is narrowed.
         """
         from torchvision.ops import roi_align
 
         batch, height, width, _ = images.shape
         drawn = {"generator": generator, "device": generator.device}
-        area, shape, top, left, mirror = torch.rand(5, batch, **drawn).to(images.device)
+        area, shape = torch.rand(2, _TRIES, batch, **drawn).to(images.device)
+        top, left, mirror = torch.rand(3, batch, **drawn).to(images.device)
         area = (_AREA[0] + (_AREA[1] - _AREA[0]) * area) * (height * width)
         shape = torch.exp((2 * shape - 1) * math.log(_SHAPE))
-        high = (area / shape).sqrt().clamp(max=height)
-        wide = (area * shape).sqrt().clamp(max=width)
+        high, wide = (area / shape).sqrt(), (area * shape).sqrt()
+        fitting = ((high <= height) & (wide <= width)).byte().argmax(0, keepdim=True)
+        high = high.gather(0, fitting)[0].clamp(max=height)
+        wide = wide.gather(0, fitting)[0].clamp(max=width)
         top, left = top * (height - high), left * (width - wide)
         boxes = torch.stack([left, top, left + wide, top + high], 1)
         numbers = torch.arange(batch, device=images.device)[:, None].float()

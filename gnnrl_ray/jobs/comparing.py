@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from gnnrl_ray.errors import GnnrlError, InputError
-from gnnrl_ray.jobs.finetuning import Recipe, finetune, is_interrupted
+from gnnrl_ray.jobs.finetuning import finetune, is_interrupted
+from gnnrl_ray.jobs.recipe import Recipe
 from gnnrl_ray.jobs.searching import Search, device_of
 from gnnrl_ray.methods import METHODS, method_of
 from gnnrl_ray.pruning.costs import Costs

@@ -4,43 +4,22 @@ import copy
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import safetensors.torch
 from torch import Tensor, nn
 
 from gnnrl_ray.data import Data
 from gnnrl_ray.errors import InputError
+from gnnrl_ray.jobs.recipe import Recipe
 from gnnrl_ray.run.directory import Run, RunError, kept_in
 from gnnrl_ray.run.lock import locked
 from gnnrl_ray.scoring.padding import padded
 from gnnrl_ray.scoring.training import Training, steps_per_epoch
-from gnnrl_ray.settings import Checked, setting
 from gnnrl_ray.tracing.groups import ChannelGroups
 from gnnrl_ray.zoo.weights import read_facts, read_weights
 
 STATE = "finetuning.safetensors"  # all that it takes to go on
 _SECONDS = 60  # between two of them
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe(Checked):
-    """How a winner is fine-tuned; every field is an option of ``gnnrl-ray finetune``."""
-
-    epochs: int = setting(100, "Passes over the training images.", least=1, most=10**5)
-    lr: float = setting(0.05, "Peak learning rate.", above=0, most=1e3)
-    batch_size: int = setting(128, "Images in one step.", least=2)
-    only_pruned: bool = setting(
-        False,
-        "Leave layers that lost no channel as they are, as in GNN-RL, section 4.1.",
-    )
-    distill: float = setting(
-        0.0,
-        "Share of the loss that is the distance to what the dense network says "
-        "(https://arxiv.org/abs/1503.02531, temperature 4).",
-        least=0,
-        most=1,
-    )
 
 
 def finetune(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gnnrl_ray.data.loader import Images, each_of, mapped
 from gnnrl_ray.errors import InputError
+from gnnrl_ray.settings import IMPORTANCES
 from gnnrl_ray.tracing.groups import ChannelGroups
 from gnnrl_ray.tracing.operations import Operation
 from gnnrl_ray.tracing.symbolic import evaluating
@@ -30,7 +31,6 @@ _WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "median": lambda weights: torch.cdist(weights, weights).sum(1),
 }
 _PIXELS = 2**18  # of images that a gradient is taken of at once: 256 of CIFAR
-IMPORTANCES = (*_WEIGHTS, "bn", "taylor", "random")
 
 
 def importances(

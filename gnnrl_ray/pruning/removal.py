@@ -58,7 +58,7 @@ def prune(
         network: the dense network; left as it is.
         groups: of that network.
         widths: int [G], channels to keep.
-        importance: of :data:`~gnnrl_ray.pruning.importance.IMPORTANCES`: which those are.
+        importance: of :data:`~gnnrl_ray.settings.IMPORTANCES`: which those are.
         seed: for ``random`` importance.
         batch: images [B, C, H, W] and labels [B], for ``taylor`` importance.
 

@@ -53,7 +53,7 @@ class Objective:
         budget: what a candidate may cost; a number is for ``flops``.
         finetune: before scoring: ``none``; ``recalibrate`` the normalisation
             statistics; a number of training steps; or one ``epoch``.
-        importance: one of :data:`~gnnrl_ray.pruning.importance.IMPORTANCES`.
+        importance: one of :data:`~gnnrl_ray.settings.IMPORTANCES`.
         seed: of fine-tuning, of random importance and of the batch for ``taylor``.
         early_stop: stop scoring candidates that cannot be among the best few.
         task: what the network is for, where that is not classification.

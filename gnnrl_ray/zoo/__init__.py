@@ -1,6 +1,6 @@
 """Networks by name: an architecture, and trained weights where some are to be had.
 
-torchvision takes longer to import than torch, so that is left to what is made of it.
+Imported when they are built: torch takes a second to import, and torchvision longer.
 """
 
 import importlib
@@ -8,41 +8,23 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.zoo.mobilenet import MobileNet, build_mobilenet_v2
-from gnnrl_ray.zoo.resnet import ResNet
-from gnnrl_ray.zoo.shufflenet import ShuffleNet, build_shufflenet_v2
-from gnnrl_ray.zoo.vgg import build_vgg16
-from gnnrl_ray.zoo.weights import WeightsError, fetch_weights, load_weights
 
-__all__ = [
-    "NETWORKS",
-    "WeightsError",
-    "build_network",
-    "import_callable",
-    "is_ours",
-    "load_network",
-]
+if TYPE_CHECKING:
+    from torch import nn
 
 _SMALL = 64  # pixels; below it, networks made for ImageNet keep their first images large
 
-
-def _resnet(depth: int) -> Callable[[int, bool], nn.Module]:
-    return lambda num_classes, small: ResNet(depth, num_classes)
-
-
 # Each takes the number of classes, and whether images are small.
-NETWORKS: dict[str, Callable[[int, bool], nn.Module]] = {
-    **{f"resnet{depth}": _resnet(depth) for depth in (20, 32, 44, 56, 110)},
-    "vgg16": build_vgg16,
-    "mobilenet_v1": MobileNet,
-    "mobilenet_v2": build_mobilenet_v2,
-    "shufflenet_v1": ShuffleNet,
-    "shufflenet_v2": build_shufflenet_v2,
+NETWORKS = {
+    **{f"resnet{depth}": f"resnet:resnet{depth}" for depth in (20, 32, 44, 56, 110)},
+    "vgg16": "vgg:build_vgg16",
+    "mobilenet_v1": "mobilenet:MobileNet",
+    "mobilenet_v2": "mobilenet:build_mobilenet_v2",
+    "shufflenet_v1": "shufflenet:ShuffleNet",
+    "shufflenet_v2": "shufflenet:build_shufflenet_v2",
 }
 
 
@@ -51,7 +33,21 @@ def is_ours(name: str) -> bool:
     return name in NETWORKS or name.startswith(("torchvision:", "timm:"))
 
 
-def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> nn.Module:
+def parse_network(given: object) -> str:
+    """Return the name of a network, if there can be one of it.
+
+    Raises:
+        InputError: there is none; lists the known ones.
+    """
+    if isinstance(given, str) and (":" in given or given in NETWORKS):
+        return given
+    raise InputError(
+        f"unknown network {given!r}; known: {', '.join(NETWORKS)}; or torchvision:NAME, "
+        "timm:NAME, or package.module:callable."
+    )
+
+
+def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> "nn.Module":
     """Return the untrained network ``name`` with ``num_classes`` outputs.
 
     Args:
@@ -66,14 +62,10 @@ def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> nn.
         InputError: unknown name; lists the known ones.
     """
     if name in NETWORKS:
-        return NETWORKS[name](num_classes, image_size <= _SMALL)
-    source, colon, attribute = name.partition(":")
-    if not colon:
-        known = ", ".join(NETWORKS)
-        raise InputError(
-            f"unknown network {name!r}; known: {known}; or torchvision:NAME, timm:NAME, "
-            "or package.module:callable."
-        )
+        module, _, builder = NETWORKS[name].partition(":")
+        build = getattr(importlib.import_module(f"gnnrl_ray.zoo.{module}"), builder)
+        return build(num_classes, image_size <= _SMALL)
+    source, _, attribute = parse_network(name).partition(":")
     if source == "torchvision":
         from torchvision import models
 
@@ -101,12 +93,14 @@ def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> nn.
             f"{name} cannot be called {'with' if classes else 'without'} num_classes: "
             f"{type(error).__name__}: {error}."
         ) from error
+    from torch import nn
+
     if not isinstance(network, nn.Module):
         raise InputError(f"{name} returned a {type(network).__name__}, not an nn.Module.")
     return network
 
 
-def _build_of_timm(name: str, num_classes: int) -> nn.Module:
+def _build_of_timm(name: str, num_classes: int) -> "nn.Module":
     try:
         import timm
     except ImportError as error:
@@ -144,7 +138,7 @@ def load_network(
     weights: Path | str | None = None,
     num_classes: int = 10,
     image_size: int = 32,
-) -> nn.Module:
+) -> "nn.Module":
     """Return the trained network ``name``, in evaluation mode.
 
     Args:
@@ -158,6 +152,8 @@ def load_network(
         InputError: unknown name.
         WeightsError: no weights, or unusable ones; says which and why.
     """
+    from gnnrl_ray.zoo.weights import fetch_weights, load_weights
+
     network = build_network(name, num_classes, image_size)
     path = weights or fetch_weights(name, dataset)
     load_weights(network, path)

@@ -7,6 +7,8 @@ so that their state dicts load as they are.
 Axis letters: B batch, C channels, H height, W width, K classes.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -79,3 +81,10 @@ class ResNet(nn.Module):
         x = self.layer3(self.layer2(self.layer1(x)))
         x = F.adaptive_avg_pool2d(x, 1)
         return self.linear(torch.flatten(x, 1))
+
+
+def _network(depth: int) -> Callable[[int, bool], ResNet]:
+    return lambda num_classes, small: ResNet(depth, num_classes)
+
+
+resnet20, resnet32, resnet44, resnet56, resnet110 = map(_network, (20, 32, 44, 56, 110))
