@@ -60,6 +60,7 @@ class Size:
     episodes: int = 180
     epochs: int = 100
     repeats: int = 5
+    distill: float = 0.0
     winners: tuple[str, ...] = tuple(
         f"{network}-{method}"
         for network in ("resnet20", "resnet56")
@@ -270,19 +271,21 @@ class Bench:
             name, _, method = winner.partition("-")
             network, seed = self.network(name), self.size.winners[:number].count(winner)
             groups = trace(network, data.input_shape)
+            dense = copy.deepcopy(network).to(self.device) if self.size.distill else None
             best = json.loads((self.winner(winner) / "best.json").read_text())
             kept = tuple(np.array(best["kept"][group]) for group in groups.names)
             smaller = remove(network, groups, kept).to(self.device)
             recalibrate(smaller, data.train)
             wider = Padded(smaller, network, groups, kept)
             run = {"network": name, "method": method, "seed": seed,
-                   "epochs": self.size.epochs, "macs_ratio": best["macs_ratio"],
+                   "epochs": self.size.epochs, "distill": self.size.distill,
+                   "macs_ratio": best["macs_ratio"],
                    "before": best["accuracy"], "last_epochs": [], "seconds_of_all": 0.0,
                    "recalibrated": accuracy(smaller, data.validation)}  # fmt: skip
             look = partial(self.look, wider.network, data, steps - 3 * epoch, run)
             training = Training(wider.network, data.train, steps=steps, seed=seed,
-                                precision="bfloat16", hold=wider.hold,
-                                on_step=look)  # fmt: skip
+                                precision="bfloat16", hold=wider.hold, teacher=dense,
+                                distill=self.size.distill, on_step=look)  # fmt: skip
             states.append(self.out / f"{winner}-{seed}.safetensors")
             if states[-1].is_file():
                 training.go_on_from(read_weights(states[-1]))
@@ -394,6 +397,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=540, help="until all stops")
     parser.add_argument("--only", help="steps whose names begin with it")
     parser.add_argument("--epochs", type=int, help="of fine-tuning")
+    parser.add_argument("--distill", type=float, default=0.0, help="of fine-tuning")
     parser.add_argument("--winners", help="NETWORK-METHOD,..., again for every seed")
     parser.add_argument("--try", dest="tiny", action="store_true", help="smallest numbers")
     arguments = parser.parse_args()
@@ -407,6 +411,7 @@ def main() -> None:
     size = TINY if arguments.tiny else Size()
     if arguments.epochs:
         size = replace(size, epochs=arguments.epochs)
+    size = replace(size, distill=arguments.distill)
     if arguments.winners:
         size = replace(size, winners=tuple(arguments.winners.split(",")))
     until = time.monotonic() + arguments.seconds

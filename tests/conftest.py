@@ -16,6 +16,7 @@ import torch
 from helpers.processes import mark
 
 from gnnrl_ray import Costs, Objective, load_data, trace
+from gnnrl_ray.data import LOADERS
 from gnnrl_ray.zoo import build_network
 from gnnrl_ray.zoo.resnet import ResNet
 from gnnrl_ray.zoo.weights import save_weights
@@ -74,6 +75,18 @@ def weights(tmp_path, monkeypatch):
     monkeypatch.setenv("GNNRL_HOME", str(tmp_path / "home"))
     path = tmp_path / "home/weights/resnet20-digits.safetensors"
     save_weights(build_network("resnet20"), path)
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """256 digits for training, 200 for testing: enough where it is about commands."""
+    whole = LOADERS["digits"]
+
+    def few(folder):
+        train, test, classes = whole(folder)
+        return train.take(torch.arange(256)), test.take(torch.arange(200)), classes
+
+    monkeypatch.setitem(LOADERS, "digits", few)
 
 
 @pytest.fixture

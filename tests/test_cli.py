@@ -8,34 +8,18 @@ import warnings
 from pathlib import Path
 
 import pytest
-import torch
 
 import gnnrl_ray
 from gnnrl_ray import SearchSettings, cli
-from gnnrl_ray.data import LOADERS
 from gnnrl_ray.errors import Notice
 from gnnrl_ray.tracing import symbolic as symbolic_module
-from gnnrl_ray.zoo import build_network
-from gnnrl_ray.zoo.weights import save_weights, weights_path
+from gnnrl_ray.zoo.weights import save_weights
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """A home with weights of ResNet-20 for digits, so that nothing is trained here.
-
-    And fewer of them: these tests are about commands.
-    """
-    whole = LOADERS["digits"]
-
-    def few(folder):
-        train, test, classes = whole(folder)
-        return train.take(torch.arange(256)), test.take(torch.arange(200)), classes
-
-    monkeypatch.setitem(LOADERS, "digits", few)
-    monkeypatch.setenv("GNNRL_HOME", str(tmp_path / "home"))
+def home(tmp_path, weights, few_digits, monkeypatch):
+    """A home with weights of ResNet-20 for digits, so that nothing is trained here."""
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    save_weights(build_network("resnet20"), weights_path("resnet20", "digits"))
     return tmp_path
 
 

@@ -12,7 +12,7 @@ from gnnrl_ray.errors import GnnrlError
 from gnnrl_ray.jobs.comparing import Comparison, compare
 from gnnrl_ray.run.directory import Run
 from gnnrl_ray.zoo import build_network
-from gnnrl_ray.zoo.weights import read_weights, save_weights, weights_path
+from gnnrl_ray.zoo.weights import read_weights
 
 FILE = """
 networks = ["resnet20"]
@@ -26,16 +26,13 @@ precision = "float32"
 device = "cpu"
 [finetune]
 epochs = 1
-batch_size = 500
+batch_size = 128
 lr = 0.01
 """
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("GNNRL_HOME", str(tmp_path / "home"))
-    torch.manual_seed(0)
-    save_weights(build_network("resnet20"), weights_path("resnet20", "digits"))
+def home(tmp_path, weights, few_digits):
     (tmp_path / "file.toml").write_text(FILE)
     return tmp_path
 

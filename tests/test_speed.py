@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gnnrl_ray import search
-from gnnrl_ray.commands import measure
+from gnnrl_ray.commands import measure, networks
 from gnnrl_ray.display.paper import accuracy_sheet, speed_sheet
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.run.directory import Run
@@ -61,7 +61,7 @@ def test_the_command_keeps_what_it_measured_for_the_tables(
     assert speed_sheet([run]) is None
     from gnnrl_ray import Costs
 
-    monkeypatch.setattr(measure, "of_run", lambda *_: (network, digits, Costs(groups)))
+    monkeypatch.setattr(networks, "of_run", lambda *_: (network, digits, Costs(groups)))
     measure.measure_command(str(tmp_path / "run"), batch=[1, 32], rounds=5, threads=1,
                             device="cpu", as_json=True)  # fmt: skip
     rows = json.loads(capsys.readouterr().out)
