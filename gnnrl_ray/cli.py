@@ -85,7 +85,7 @@ def _words() -> list[str]:
 def main() -> None:
     """Run a command; say in one line what its user can mend, if anything is wrong."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler says when it begins
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler says when it begins
     # Those of libraries are about what is meant to be so.
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("always", category=Notice)
