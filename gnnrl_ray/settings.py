@@ -81,9 +81,11 @@ class Checked:
 
     Attributes:
         panels: headings of ``--help`` and the settings under each; the last has the others.
+        otherwise: what to do if a setting should change that may not.
     """
 
     panels: ClassVar[Mapping[str, Sequence[str]]] = {}
+    otherwise: ClassVar[str] = "start a new run with --out"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -137,7 +139,7 @@ class Checked:
             if before != now and not field.metadata.get("free"):
                 raise InputError(
                     f"{run} was started with {self.flag(field.name)} {before}, not {now}; "
-                    "leave it out, or start a new run with --out."
+                    f"leave it out, or {self.otherwise}."
                 )
         return after
 

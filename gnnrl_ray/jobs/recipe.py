@@ -1,6 +1,7 @@
 """How a winner is fine-tuned."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gnnrl_ray.settings import Checked, setting
 
@@ -8,6 +9,8 @@ from gnnrl_ray.settings import Checked, setting
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Checked):
     """How a winner is fine-tuned; every field is an option of ``gnnrl-ray finetune``."""
+
+    otherwise: ClassVar[str] = "start over without --resume"
 
     epochs: int = setting(100, "Passes over the training images.", least=1, most=10**5)
     lr: float = setting(0.05, "Peak learning rate.", above=0, most=1e3)
