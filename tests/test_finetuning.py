@@ -5,8 +5,8 @@ import safetensors.torch
 import torch
 
 from gnnrl_ray import accuracy, load_pruned, search
-from gnnrl_ray.jobs import finetuning
 from gnnrl_ray.errors import InputError
+from gnnrl_ray.jobs import finetuning
 from gnnrl_ray.jobs.finetuning import finetune, interrupted, is_interrupted
 from gnnrl_ray.jobs.recipe import Recipe
 from gnnrl_ray.run.directory import Run, RunError
@@ -193,5 +193,5 @@ def test_nothing_else_is_gone_on_with(run, network, groups, digits):
 
 
 def test_what_may_not_change_is_said_with_its_remedy():
-    with pytest.raises(InputError, match="--epochs 3, not 5; .* start over without --resu"):
+    with pytest.raises(InputError, match=r"--epochs 3, not 5; .* start over with"):
         Recipe(epochs=3).continued({"epochs": 5}, "run")
