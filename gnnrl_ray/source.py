@@ -18,7 +18,7 @@ from gnnrl_ray.settings import (
     parse_dataset,
     setting,
 )
-from gnnrl_ray.zoo import NETWORKS, build_network, is_ours, parse_network
+from gnnrl_ray.zoo import NETWORKS, build_network, check_network, is_ours
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +44,6 @@ class Source(Checked):
         "resnet20",
         f"One of: {', '.join(NETWORKS)}, torchvision:NAME, timm:NAME or "
         "package.module:callable.",
-        parse=parse_network,
     )
     dataset: str = setting(
         EMBEDDED,
@@ -80,6 +79,8 @@ class Source(Checked):
 
     def check(self) -> None:
         """Raise an ``InputError`` for what can be known to be nowhere, at once."""
+        if self.network is not None:
+            check_network(self.network)
         check_dataset(self.dataset, self.validation)
 
     def load(self, on_step: OnStep | None = None) -> "tuple[nn.Module, Data]":
@@ -103,8 +104,7 @@ class Source(Checked):
                 "the network of this run is your own module: go on with it in Python, with "
                 "gnnrl_ray.search(network, data, out=..., resume=True)."
             )
-        if ":" not in self.network:
-            build_network(self.network)
+        self.check()
         return load_data(self.dataset, self.data_dir, self.validation, self.image_size)
 
     def load_network(self, data: "Data", on_step: OnStep | None = None) -> "nn.Module":

@@ -9,7 +9,7 @@ import typer
 from gnnrl_ray.commands.terminal import JsonOption, console
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.settings import parse_shape
-from gnnrl_ray.zoo import build_network, parse_network
+from gnnrl_ray.zoo import build_network, check_network
 
 
 def inspect_command(
@@ -37,7 +37,7 @@ def inspect_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show channel groups, motifs and costs: what would be pruned, and why not."""
-    parse_network(network)
+    check_network(network)
     shapes = [parse_shape(shape) for shape in input_shape]
     if draw is not None and draw.suffix not in (".svg", ".png"):
         raise InputError(f"--draw {draw} must end in .svg or .png.")

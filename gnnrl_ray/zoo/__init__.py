@@ -33,18 +33,13 @@ def is_ours(name: str) -> bool:
     return name in NETWORKS or name.startswith(("torchvision:", "timm:"))
 
 
-def parse_network(given: object) -> str:
-    """Return the name of a network, if there can be one of it.
-
-    Raises:
-        InputError: there is none; lists the known ones.
-    """
-    if isinstance(given, str) and (":" in given or given in NETWORKS):
-        return given
-    raise InputError(
-        f"unknown network {given!r}; known: {', '.join(NETWORKS)}; or torchvision:NAME, "
-        "timm:NAME, or package.module:callable."
-    )
+def check_network(name: str) -> None:
+    """Raise an ``InputError`` if there can be no network ``name``; lists the known ones."""
+    if ":" not in name and name not in NETWORKS:
+        raise InputError(
+            f"unknown network {name!r}; known: {', '.join(NETWORKS)}; or torchvision:NAME, "
+            "timm:NAME, or package.module:callable."
+        )
 
 
 def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> "nn.Module":
@@ -65,7 +60,8 @@ def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> "nn
         module, _, builder = NETWORKS[name].partition(":")
         build = getattr(importlib.import_module(f"gnnrl_ray.zoo.{module}"), builder)
         return build(num_classes, image_size <= _SMALL)
-    source, _, attribute = parse_network(name).partition(":")
+    check_network(name)
+    source, _, attribute = name.partition(":")
     if source == "torchvision":
         from torchvision import models
 
