@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gnnrl_ray.scoring.speed import settle_memory
+
 _MULTIPLES = (16, 8, 4, 2)
 _WIDTHS = np.arange(9, 49)
 _SIDE, _PASSES, _WARM_UP = 16, 7, 3
@@ -45,6 +47,7 @@ def _seconds(device: torch.device, batch: int) -> np.ndarray:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     taken = np.full((_PASSES, len(_WIDTHS)), np.inf)
     generator = np.random.default_rng(0)
+    settle_memory()
     with torch.inference_mode():
         layers = [_layer(int(width), batch, device, dtype) for width in _WIDTHS]
         for turn in range(-_WARM_UP, _PASSES):

@@ -17,6 +17,8 @@ from gnnrl_ray.errors import InputError
 
 _WARM_UP = 3  # passes that are not counted: memory is taken, kernels are chosen
 _SECONDS = 10.0  # after which no further round begins
+# The largest block for which glibc learns from its return: see `settle_memory`.
+_LEARNT = 31 * 2**20
 
 # Of one network with one batch: milliseconds, images a second, bytes.
 Speed = dict[str, float]
@@ -102,11 +104,22 @@ def images_for(
     input_shape: InputShape, batch: int, device: torch.device
 ) -> tuple[Tensor, ...]:
     """Return one batch for each image that a network takes, channels-last."""
+    settle_memory()
     every = [torch.rand(batch, *shape, device=device) for shape in shapes_of(input_shape)]
     return tuple(
         each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each
         for each in every
     )
+
+
+def settle_memory() -> None:
+    """Let this process keep the memory of hidden states from pass to pass.
+
+    glibc returns blocks to the system that are larger than any that was freed before, and
+    is given them back page by page: in a young process, that is a quarter of a pass, and
+    of another share for every network.
+    """
+    torch.ones(_LEARNT, dtype=torch.uint8)
 
 
 def _milliseconds(network: nn.Module, images: tuple[Tensor, ...]) -> float:
