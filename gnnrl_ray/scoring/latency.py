@@ -24,6 +24,7 @@ from gnnrl_ray.tracing.groups import ChannelGroups
 _SCALES, _RANDOM, _HELD = 8, 20, 10  # networks that are timed: alike in all groups, not
 _PASSES, _WARM_UP = 7, 2
 _LEAST_KEPT = 0.1
+_WAY = 2  # of measuring: what was measured in another is not taken for this
 
 
 def latency_table(
@@ -35,8 +36,8 @@ def latency_table(
 ) -> LatencyTable:
     """Return the table of ``network`` on ``device``, measured once and then kept.
 
-    It is kept under ``home()``, by what layers there are, device, threads, batch and
-    version of torch.
+    It is kept under ``home()``, by what layers there are, device, threads, batch, version
+    of torch and the way it was measured in.
 
     Args:
         network: dense; left as it is.
@@ -47,7 +48,7 @@ def latency_table(
     """
     name = device_name(device)
     told = [
-        name, batch, torch.__version__, groups.input_shapes, groups.widths.tolist(),
+        _WAY, name, batch, torch.__version__, groups.input_shapes, groups.widths.tolist(),
         [(op.name, op.kernel, op.size, op.groups, op.uses) for op in groups.layers],
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(told, default=int).encode()).hexdigest()[:16]
