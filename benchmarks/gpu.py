@@ -60,7 +60,6 @@ class Size:
     episodes: int = 180
     epochs: int = 100
     repeats: int = 5
-    distill: float = 0.0
     winners: tuple[str, ...] = tuple(
         f"{network}-{method}"
         for network in ("resnet20", "resnet56")
@@ -71,6 +70,7 @@ class Size:
     epoch_episodes: int = 4
     deep: str = "resnet110"
     deep_epochs: int = 160
+    distill: float = 0.0
 
 
 TINY = Size(
