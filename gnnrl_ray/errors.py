@@ -15,6 +15,10 @@ class InputError(GnnrlError, ValueError):
     """A setting, a name or a file that cannot be used."""
 
 
+class DataError(InputError):
+    """A data set that is unknown, missing or damaged."""
+
+
 class EpisodeError(GnnrlError, RuntimeError):
     """Episodes that cannot be run, however often that is tried."""
 

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args, get_type_hints
 
-from gnnrl_ray.errors import InputError
+from gnnrl_ray.errors import DataError, InputError
 
 _TOO_LARGE = 2**53  # of what is counted
 _MOST_PIXELS = 2**26  # of one image: 100 times those of a photograph for ImageNet
@@ -251,15 +251,15 @@ def parse_dataset(given: object) -> str:
 
 
 def check_dataset(name: str, validation: str) -> None:
-    """Raise an ``InputError`` if there is no such data set, or no such split of it."""
+    """Raise a ``DataError`` if there is no such data set, or no such split of it."""
     if ":" not in name and name not in DATASETS:
-        raise InputError(
+        raise DataError(
             f"unknown dataset {name!r}; known: {', '.join(DATASETS)}, {FOLDER}PATH, "
             "package.module:callable."
         )
     if validation not in VALIDATIONS:
         known = ", ".join(VALIDATIONS)
-        raise InputError(f"unknown validation {validation!r}; known: {known}.")
+        raise DataError(f"unknown validation {validation!r}; known: {known}.")
 
 
 def parse_pattern(given: object) -> str:

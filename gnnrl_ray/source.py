@@ -104,7 +104,7 @@ class Source(Checked):
                 "the network of this run is your own module: go on with it in Python, with "
                 "gnnrl_ray.search(network, data, out=..., resume=True)."
             )
-        self.check()
+        check_network(self.network)
         return load_data(self.dataset, self.data_dir, self.validation, self.image_size)
 
     def load_network(self, data: "Data", on_step: OnStep | None = None) -> "nn.Module":

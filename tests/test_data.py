@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from gnnrl_ray.data import LOADERS, DataError, load_data
-from gnnrl_ray.errors import InputError
 from gnnrl_ray.settings import DATASETS
 
 
@@ -99,9 +98,9 @@ def test_every_name_has_its_loader():
 
 
 def test_unknown_names_list_the_known():
-    with pytest.raises(InputError, match="known: digits, cifar10"):
+    with pytest.raises(DataError, match="known: digits, cifar10"):
         load_data("mnist")
-    with pytest.raises(InputError, match="known: test-5k, train-5k"):
+    with pytest.raises(DataError, match="known: test-5k, train-5k"):
         load_data("digits", validation="test")
 
 

@@ -97,7 +97,7 @@ def test_help_and_typos_do_without_torch():
     )
     helps = ["--help", *(f"{name} --help" for name in cli.COMMANDS)]
     typos = [
-        "serach", "search --nosuch", "search --flops 3x", "search --flops -1",
+        "", "serach", "search --nosuch", "search --flops 3x", "search --flops -1",
         "search --network resnet21", "search --dataset mnist", "search --method magic",
         "train --validation half", "finetune run --lr much", "export run --format caffe",
         "inspect --network resnet21", "inspect --input-shape 3", "measure run --batch 0",

@@ -16,7 +16,8 @@ from gnnrl_ray.data.cifar import load_cifar
 from gnnrl_ray.data.digits import load_digits
 from gnnrl_ray.data.folder import load_folder
 from gnnrl_ray.data.loader import InputShape, Loader, described
-from gnnrl_ray.data.split import DataError, Split
+from gnnrl_ray.data.split import Split
+from gnnrl_ray.errors import DataError
 from gnnrl_ray.home import home
 from gnnrl_ray.settings import DATASETS, FOLDER, check_dataset
 from gnnrl_ray.zoo import import_callable
@@ -161,7 +162,7 @@ def load_data(
         image_size: side of the images of a folder; see there.
 
     Raises:
-        InputError: unknown name or validation; no file and no way to get one.
+        DataError: unknown name or validation; no file and no way to get one.
     """
     check_dataset(name, validation)
     if is_code(name):

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gnnrl_ray.data.split import DataError, Split
+from gnnrl_ray.data.split import Split
+from gnnrl_ray.errors import DataError
 
 _LARGEST = 2**30  # bytes of one array; CIFAR's largest has 1.5e8
 

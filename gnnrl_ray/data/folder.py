@@ -22,7 +22,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from gnnrl_ray.data.split import DataError, ImageFile, Split
+from gnnrl_ray.data.split import ImageFile, Split
+from gnnrl_ray.errors import DataError
 from gnnrl_ray.home import home
 from gnnrl_ray.settings import FOLDER
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnnrl_ray.data.split import DataError
+from gnnrl_ray.errors import DataError
 
 # (C, H, W) of one image, or one such for each image that a network takes at once.
 InputShape = Sequence[int] | Sequence[Sequence[int]]

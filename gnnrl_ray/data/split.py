@@ -17,14 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnnrl_ray.errors import InputError
+from gnnrl_ray.errors import DataError
 
 # Of random parts of large images: the least and most of their area, and the longest shape.
 _AREA, _SHAPE, _TRIES = (0.08, 1.0), 4 / 3, 10
-
-
-class DataError(InputError):
-    """A data set that is unknown, missing or damaged."""
 
 
 @dataclass(frozen=True)

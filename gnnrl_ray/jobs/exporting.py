@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from gnnrl_ray.data import Split
 from gnnrl_ray.data.loader import Loader, each_of, forward, shapes_of
-from gnnrl_ray.data.split import DataError
-from gnnrl_ray.errors import GnnrlError, InputError
+from gnnrl_ray.errors import DataError, GnnrlError, InputError
 from gnnrl_ray.pruning.removal import standing_alone
 from gnnrl_ray.storage import storage_of
 from gnnrl_ray.tracing.proxies import tensors_in
