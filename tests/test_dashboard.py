@@ -93,6 +93,24 @@ def test_it_writes_nothing(served):
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
 
 
+def test_it_says_what_actors_do(served):
+    server, root = served
+    assert read(server, "actors") == ""
+    state = read(server, "state")
+    Run.open(root / "turbo-1").report_actors({1: ("episode 4", 2.6), 2: ("idle", 0.0)})
+    (root / "random-1/actors.json").write_text('{"time": 0, "actors": [[1, "<b>", "x"]]}')
+    for path in ("actors", ""):
+        shown = Page()
+        shown.feed(read(server, path))
+        assert shown.texts.count(str(root / "turbo-1")) == (2 if path == "actors" else 3)
+    # Pictures are not drawn again for it.
+    assert read(server, "state") == state
+    (root / "turbo-1/actors.json").write_text('{"time": 0, "actors": [[1, "<script>", 5]]}')
+    assert "&lt;script&gt;" in read(server, "actors")
+    Run.open(root / "turbo-1").report_actors({})
+    assert read(server, "actors") == ""
+
+
 @pytest.mark.parametrize(
     ("method", "path", "host", "status"),
     [("GET", "/", "evil.example", 403), ("GET", "/state", "evil.example:80", 403),

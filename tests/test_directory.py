@@ -21,6 +21,7 @@ from gnnrl_ray import (
 from gnnrl_ray.pruning.importance import rank
 from gnnrl_ray.pruning.removal import keep
 from gnnrl_ray.run.directory import Run, RunError
+from gnnrl_ray.storage import Storage
 from gnnrl_ray.zoo import build_network
 from gnnrl_ray.zoo.weights import WeightsError
 
@@ -231,6 +232,32 @@ def test_damaged_and_missing_files_are_named(finished, tmp_path):
     (folder / "best.json").write_text("{")
     with pytest.raises(RunError, match=r"best\.json is damaged"):
         load_pruned(folder)
+
+
+def test_what_actors_do_is_kept_for_who_looks_on(finished, monkeypatch):
+    folder, _ = finished
+    run = Run.open(folder)
+    assert run.actors() is None
+    run.report_actors({1: ("episode 3", 2.5), 2: ("idle", 0.0)})
+    run.report_actors({1: ("idle", 0.0)})  # too soon
+    _, rows = Run.open(folder).actors()
+    assert rows == [(1, "episode 3", 2.5), (2, "idle", 0.0)]
+    for damaged in (
+        '{"time": 1}',
+        "[",
+        '{"time": 0, "actors": [[1]]}',
+        '{"time": [], "actors": 3}',
+    ):
+        (folder / "actors.json").write_text(damaged)
+        assert run.actors() is None
+    run.report_actors({})
+    assert not (folder / "actors.json").exists()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Storage, "write", full)
+    Run.open(folder).report_actors({1: ("idle", 0.0)})  # no reason to end a search
 
 
 @pytest.mark.parametrize("budget", [None, "much", [1]])

@@ -16,6 +16,7 @@ from gnnrl_ray.display.page import (
     draw_costs,
     draw_curves,
     draw_widths,
+    methods_sheet,
     page,
     sheets_of,
 )
@@ -116,6 +117,17 @@ def test_curves_are_the_best_so_far(runs):
     assert lines["random (2)"].get_ydata() == pytest.approx([30.5, 50.5, 50.5])
     assert lines["turbo (2)"].get_ydata() == pytest.approx([20.5, 60.5, 70.5])
     assert any(line.get_ydata()[0] == pytest.approx(46) for line in figure.axes[0].lines)
+
+
+def test_methods_are_beside_each_other_after_equally_many(runs, monkeypatch):
+    monkeypatch.setattr("gnnrl_ray.display.page._MARKS", (1, 2, 3, 4))
+    sheet = methods_sheet(curves_of(runs))
+    rows = {row[1]: row[2:] for row in sheet.rows}
+    assert rows["turbo"] == ["2", "20.50%", "60.50%", "70.50%", "", "70.50%"]
+    assert rows["uniform"] == ["2", "45.50%", "", "", "", "45.50%"]
+    assert (
+        methods_sheet([c for c in curves_of(runs) if "turbo" in str(c.run.storage)]) is None
+    )
 
 
 def test_bars_are_what_the_best_run_of_each_method_drops(runs):

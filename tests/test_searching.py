@@ -10,7 +10,7 @@ from gnnrl_ray import accuracy, load_pruned, search
 from gnnrl_ray.actors.placement import PlacementError
 from gnnrl_ray.errors import EpisodeError, InputError
 from gnnrl_ray.jobs.searching import Search
-from gnnrl_ray.run.directory import RunError
+from gnnrl_ray.run.directory import Run, RunError
 from gnnrl_ray.run.journal import Journal
 from gnnrl_ray.scoring.objective import Objective
 from gnnrl_ray.settings import PRECISIONS, SearchSettings
@@ -180,8 +180,15 @@ def test_the_agent_searches_resumes_and_repeats_itself(short, tmp_path, monkeypa
 @pytest.mark.cluster
 def test_remote_env_runners_find_the_same(short, tmp_path):
     short("gnn-rl", agent=AGENT, episodes=6, out=tmp_path / "local")
-    short("gnn-rl", agent=AGENT, episodes=6, out=tmp_path / "remote", env_runners=1)
+    there, said = tmp_path / "remote", []
+    short(
+        "gnn-rl", agent=AGENT, episodes=6, out=there, env_runners=1,
+        on_episode=lambda *_: said.append(Run.open(there).actors()),
+    )  # fmt: skip
     assert widths(tmp_path / "local") == widths(tmp_path / "remote")
+    # What actors do can be read meanwhile, and is gone with them.
+    assert {actor for _, rows in filter(None, said) for actor, _, _ in rows} == {1}
+    assert Run.open(there).actors() is None
 
 
 @pytest.mark.usefixtures("ray_session")

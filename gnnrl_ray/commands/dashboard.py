@@ -18,9 +18,10 @@ def dashboard_command(
 ) -> None:
     """Look at searches as they go, in a browser on this machine.
 
-    Candidates, the best so far, learning curves, what every group loses, accuracy against
-    cost: the page of `gnnrl-ray report`, which follows the journals. It reads and never
-    writes, and listens on 127.0.0.1 alone; from elsewhere: ssh -L 8266:127.0.0.1:8266 HOST.
+    Candidates, the best so far, what each actor does, methods beside each other, learning
+    curves, what every group loses, accuracy against cost: the page of `gnnrl-ray report`,
+    which follows the journals. It reads and never writes, and listens on 127.0.0.1 alone;
+    from elsewhere: ssh -L 8266:127.0.0.1:8266 HOST.
     """
     from gnnrl_ray.commands.report import runs_in
     from gnnrl_ray.display.dashboard import Dashboard

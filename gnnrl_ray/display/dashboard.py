@@ -9,12 +9,14 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from gnnrl_ray.display.page import (
     Curve,
+    as_table,
     draw_costs,
     draw_curves,
     draw_widths,
@@ -28,14 +30,17 @@ from gnnrl_ray.methods import method_of
 from gnnrl_ray.run.directory import Run
 
 _HEADS = ("run", "method", "seed", "candidates", "best", "used", "last candidate")
+_ACTOR_HEADS = ("run", "actor", "does", "for", "said")
 _FILES = ("journal.jsonl", "best.json", "measures.json")
 # Replaces what has changed, and leaves where one has scrolled to.
 _SCRIPT = """
 let shown = "%s";
+const read = async (where) => (await fetch(where)).text();
 setInterval(async () => {
-  const state = await (await fetch("/state")).text();
+  document.getElementById("actors").innerHTML = await read("/actors");
+  const state = await read("/state");
   if (state === shown) return;
-  const text = await (await fetch("/")).text();
+  const text = await read("/");
   const now = new DOMParser().parseFromString(text, "text/html");
   document.body.innerHTML = now.body.innerHTML;
   shown = state;
@@ -76,6 +81,10 @@ class Dashboard(ThreadingHTTPServer):
                     digest.update(f"{path} {about.st_size} {about.st_mtime_ns}".encode())
         return digest.hexdigest()[:16]
 
+    def actors(self) -> str:
+        """Return what the actors of searches do at the moment: a table, or nothing."""
+        return _actors(self._find())
+
     def page(self) -> tuple[str, str]:
         """Return the page as it is now, and the nonce of its script."""
         with self._lock:  # pictures are drawn once for all who look
@@ -96,6 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/":
             text, nonce = self.server.page()
             self._send(text, "text/html", nonce)
+        elif self.path == "/actors":
+            self._send(self.server.actors(), "text/html")
         elif self.path == "/state":
             self._send(self.server.state(), "text/plain")
         else:
@@ -134,7 +145,21 @@ def _drawn(folders: Sequence[str], state: str, nonce: str) -> str:
     if curves:
         sheets += sheets_of(curves)[1:]  # the first says which runs there are
         figures = draw_curves(curves) | draw_widths(curves) | {"costs": draw_costs(curves)}
-    return page(sheets, figures, (_SCRIPT % state, nonce))
+    live = f'<section id="actors">{_actors(folders)}</section>\n'
+    return page(sheets, figures, (_SCRIPT % state, nonce), live)
+
+
+def _actors(folders: Sequence[str]) -> str:
+    rows = []
+    for folder in folders:
+        with suppress(GnnrlError, OSError):
+            said = Run.open(folder).actors()
+            if said is not None:
+                ago = f"{max(0.0, time.time() - said[0]):.0f} s ago"
+                rows += [(folder, str(actor), what, f"{age:.0f} s" if age else "", ago)
+                         for actor, what, age in said[1]]  # fmt: skip
+    note = "What was said long ago is of a search that was killed."
+    return as_table(Sheet("Actors", _ACTOR_HEADS, rows, note)) if rows else ""
 
 
 def _row(folder: str, run: Run) -> tuple[str, ...]:

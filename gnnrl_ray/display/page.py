@@ -17,6 +17,7 @@ from gnnrl_ray.settings import flag
 from gnnrl_ray.tracing.groups import ChannelGroups, trace
 from gnnrl_ray.zoo import build_network, is_ours
 
+_MARKS = (10, 20, 40, 60, 90, 120, 150, 180)  # candidates
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto;
        padding: 0 1em; color: #222; }
@@ -149,12 +150,41 @@ def sheets_of(curves: Sequence[Curve]) -> list[Sheet]:
     note = "Top-1 accuracy on the validation split, before fine-tuning."
     runs = [curve.run for curve in curves]
     own = Sheet("Searches", heads, rows, note), accuracy_sheet(runs, _groups_of(runs))
-    speeds = speed_sheet(runs)
-    return [*own, speeds] if speeds else [*own]
+    more = methods_sheet(curves), speed_sheet(runs)
+    return [*own, *(sheet for sheet in more if sheet is not None)]
+
+
+def methods_sheet(curves: Sequence[Curve]) -> Sheet | None:
+    """Return the best of each method after equally many candidates, if there are several.
+
+    Means over the searches that have come so far; rules have one candidate.
+    """
+    rows = []
+    for cell, own in _by_cell(curves).items():
+        methods = list(dict.fromkeys(row.run.settings.method for row in own))
+        for method in methods if len(methods) > 1 else ():
+            found = [c.best for c in own if c.run.settings.method == method]
+            means = [_mean_after(found, mark) for mark in _MARKS]
+            last = np.mean([best[-1] for best in found])
+            rows.append([cell, method, str(len(found)), *means, f"{last:.2%}"])
+    if not rows:
+        return None
+    heads = ("network, budget", "method", "n", *map(str, _MARKS), "so far")
+    note = "Best validation accuracy after so many candidates, mean over n searches."
+    return Sheet("Methods beside each other", heads, rows, note)
+
+
+def _mean_after(curves: Sequence[np.ndarray], mark: int) -> str:
+    if min(map(len, curves)) < mark:
+        return ""
+    return f"{np.mean([curve[mark - 1] for curve in curves]):.2%}"
 
 
 def page(
-    sheets: Sequence[Sheet], figures: dict[str, Figure], script: tuple[str, str] = ("", "")
+    sheets: Sequence[Sheet],
+    figures: dict[str, Figure],
+    script: tuple[str, str] = ("", ""),
+    live: str = "",
 ) -> str:
     """Return the page: tables and figures, and nothing that would have to be fetched.
 
@@ -162,8 +192,9 @@ def page(
         sheets: the first has a row for each search.
         figures: by their names.
         script: and its nonce, if there is one.
+        live: what stands first, and is replaced by the script; HTML.
     """
-    tables = "\n".join(map(_table, sheets))
+    tables = "\n".join(map(as_table, sheets))
     pictures = "\n".join(
         f"<figure>{as_svg(figure)}</figure>" for figure in figures.values()
     )
@@ -172,7 +203,7 @@ def page(
         f"<title>gnnrl-ray: {len(sheets[0].rows)} searches</title>"
         f"<style>{_STYLE}</style>{_script(*script)}</head>\n"
         f"<body><h1>{len(sheets[0].rows)} searches</h1>\n"
-        f"{tables}\n{pictures}\n</body></html>\n"
+        f"{live}{tables}\n{pictures}\n</body></html>\n"
     )
 
 
@@ -180,7 +211,8 @@ def _script(text: str, nonce: str) -> str:
     return f'<script nonce="{nonce}">{text}</script>' if text else ""
 
 
-def _table(sheet: Sheet) -> str:
+def as_table(sheet: Sheet) -> str:
+    """Return a table as HTML."""
     head = "".join(f"<th>{html.escape(h)}</th>" for h in sheet.heads)
     body = "\n".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"

@@ -232,6 +232,7 @@ class Search:
                 best = self._run(Task(objective, run, **told))
                 draw_search(run)
             finally:
+                run.report_actors({})
                 run.replace()
         return Result(run, best, self.groups, self._network)
 

@@ -8,8 +8,10 @@ directory may be behind any URI that fsspec knows.
 
 import contextlib
 import json
+import math
 import os
 import platform
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -40,9 +42,10 @@ _FILES = (
     "run.json", "journal.jsonl", "best.json", "pruned.safetensors", "checkpoint.zip",
     "finetuned.safetensors", "finetune.json", "measures.json", "search.png", "events",
     "agent.safetensors", "initial.safetensors", "model_card.md", "latency.json",
-    "finetuning.safetensors",
+    "finetuning.safetensors", "actors.json",
 )  # fmt: skip
 _ASIDE, _MEASURES, _LATENCY = "replaced", "measures.json", "latency.json"
+_ACTORS, _ACTORS_EVERY = "actors.json", 2.0  # seconds
 _PACKAGES = ("ray", "torch", "torch-geometric", "numpy")
 
 
@@ -80,6 +83,7 @@ class Run:
         self.mode = EvaluationMode(**mode) if mode else None
         self._facts = dict(facts)
         self._replaces = False  # what is at _ASIDE
+        self._reported = -math.inf
         self.journal = Journal(f"{storage}/journal.jsonl")
 
     @classmethod
@@ -383,6 +387,39 @@ class Run:
         with contextlib.suppress(OSError):
             rows = {name: known.get(name, {}) | dict(row) for name, row in measures.items()}
             self.write_json(_MEASURES, known | rows)
+
+    def report_actors(self, status: Mapping[int, tuple[str, float]]) -> None:
+        """Write ``actors.json`` for who looks on, every two seconds at most; nothing, none.
+
+        Only where that is a file: a search is not to wait for what nobody may read.
+
+        Args:
+            status: what each actor does, and for how many seconds.
+        """
+        now = time.monotonic()
+        if self.storage.local is None or (status and now < self._reported + _ACTORS_EVERY):
+            return
+        self._reported = now
+        with contextlib.suppress(OSError):
+            if status:
+                actors = [[actor, what, age] for actor, (what, age) in status.items()]
+                self.write_json(_ACTORS, {"time": time.time(), "actors": actors})
+            else:
+                self.storage.remove(_ACTORS)
+
+    def actors(self) -> tuple[float, list[tuple[int, str, float]]] | None:
+        """Return what each actor does, and for how many seconds, and when that was said.
+
+        None where a search has none, or is over.
+        """
+        if not self.storage.exists(_ACTORS):
+            return None
+        try:
+            said = _read_json(self.storage, _ACTORS)
+            rows = [(int(a), str(what), float(age)) for a, what, age in said["actors"]]
+            return float(said["time"]), rows
+        except (RunError, KeyError, TypeError, ValueError):
+            return None
 
     def write_json(self, name: str, content: dict) -> None:
         """Write ``content`` to the file ``name``, whole or not at all."""

@@ -81,6 +81,7 @@ class Task:
             )
 
     def report(self, status: dict[int, tuple[str, float]]) -> None:
-        """Pass on what each actor does."""
+        """Pass on what each actor does, and leave it in the run for who looks on."""
+        self.run.report_actors(status)
         if self.on_status is not None:
             self.on_status(status, len(self.run.journal.failures))
