@@ -38,6 +38,9 @@ from gnnrl_ray.tracing.groups import ChannelGroups
 
 _EPISODE_LR = 0.01
 _TAYLOR_BATCH = 256
+# How sensitive the loss is: images, and at once. Of few at once, and on a scale of ratios,
+# no hard image outweighs the others.
+_SENSED, _SENSED_BATCH = 256, 8
 _LARGE = 2**26  # bytes of weights
 # With an early stop, candidates worse than so many others need not be scored to the end.
 _BEST_FEW = 3
@@ -124,16 +127,18 @@ class Objective:
 
     @cached_property
     def sensitivities(self) -> np.ndarray:
-        """How much the loss changes with each group, float64 [G]: one backward pass.
+        """How much the loss changes with each group, float64 [G].
 
-        The sum of what ``taylor`` says of its channels (https://arxiv.org/abs/1906.10771).
+        The sum of what ``taylor`` says of its channels (https://arxiv.org/abs/1906.10771),
+        the geometric mean over small batches of training images.
         """
-        generator = torch.Generator().manual_seed(self._seed)
-        batch = next(self._data.train.batches(_TAYLOR_BATCH, generator))
+        found = []
         try:
-            found = importances(
-                self.network, self.groups, "taylor", self._seed, batch, self._own.loss
-            )
+            for batch in self._data.train.sample(_SENSED, _SENSED_BATCH, self._seed):
+                channels = importances(
+                    self.network, self.groups, "taylor", batch=batch, loss=self._own.loss
+                )
+                found.append([each.sum() for each in channels])
         except Exception as error:
             if self._own.metric is None:
                 raise
@@ -144,7 +149,10 @@ class Objective:
                 stacklevel=2,
             )
             return np.ones(len(self.groups.widths))
-        return np.array([channels.sum() for channels in found])
+        # What a batch does not move is moved very little.
+        found = np.array(found)
+        least = 1e-12 * found.max() + 1e-300
+        return np.exp(np.log(np.maximum(found, least)).mean(0))
 
     @cached_property
     def _graph(self) -> fx.GraphModule:
