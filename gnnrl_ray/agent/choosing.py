@@ -34,6 +34,7 @@ _AT_ONCE = 2**15  # groups of candidates that critics look at at once
 _TRIED = 200  # of the most promising, until one is new
 _BACK = 10.0  # times the step size: how far critics are drawn to where they began
 _LEAST_KEPT = 0.03  # below which shares look alike
+_BESIDE = "beside"  # by how much the actor's shares are not what the budget leaves of them
 
 
 class GroupEncoder(nn.Module):
@@ -225,12 +226,17 @@ class ChoosingModule(TorchRLModule, InferenceOnlyAPI):
         plan = self.actor.encoder.encoder.plan(batch[Columns.OBS])
         groups = self.critic.encoder(plan)
         states = groups if len(groups) == 1 else groups[plan.which]
-        proposed = self._projected(1 - self.actor(plan))
+        kept = 1 - self.actor(plan)
+        proposed = self._projected(kept)
         # Held constant for the actor's loss, as in DDPG.
         self.critic.requires_grad_(False)
         judged = self.critic(groups.detach(), proposed)
         self.critic.requires_grad_(True)
-        return {Q: self.critic(states, 1 - batch[Columns.ACTIONS]), Q_OF_ACTOR: judged}
+        return {
+            Q: self.critic(states, 1 - batch[Columns.ACTIONS]),
+            Q_OF_ACTOR: judged,
+            _BESIDE: (kept - proposed.detach()) ** 2,
+        }
 
     def _projected(self, kept: Tensor) -> Tensor:
         """Return what the budget leaves of ``kept`` [S, G], with a gradient along it.
@@ -274,6 +280,10 @@ class ChoosingLearner(DDPGLearner):
 
 
 def loss_of(fwd_out: Mapping, batch: Mapping) -> tuple[Tensor, Tensor]:
-    """Return what critics and actor have to make small."""
+    """Return what critics and actor have to make small.
+
+    Of what an actor says beside the budget, critics say nothing, and it would drift to
+    where a sigmoid has no slope: it is drawn to what is made of it.
+    """
     missed = (fwd_out[Q] - batch[Columns.REWARDS]) ** 2
-    return missed.mean(1).sum(), -fwd_out[Q_OF_ACTOR].mean()
+    return missed.mean(1).sum(), fwd_out[_BESIDE].mean() - fwd_out[Q_OF_ACTOR].mean()
