@@ -19,23 +19,10 @@ from gnnrl_ray import Budget, Objective, Source, trace
 from gnnrl_ray.agent.candidates import Candidates
 from gnnrl_ray.graph.facts import GroupFacts
 from gnnrl_ray.graph.hierarchy import HierarchicalGraph
-from gnnrl_ray.pruning.importance import importances
+from gnnrl_ray.pruning.importance import sensitivities
 
 WAYS = ((256, 256, "one batch"), (256, 8, "arithmetic"), (256, 8, "geometric"),
         (1024, 8, "geometric"))  # fmt: skip
-
-
-def sensitivities(
-    objective: Objective, images: int, at_once: int, mean: str, seed: int
-) -> np.ndarray:
-    """Return how much the loss changes with each group, float64 [G]."""
-    found = []
-    for batch in objective._data.train.sample(images, at_once, seed):
-        channels = importances(objective.network, objective.groups, "taylor", batch=batch)
-        found.append([each.sum() for each in channels])
-    if mean == "geometric":
-        return np.exp(np.log(np.array(found) + 1e-300).mean(0))
-    return np.mean(found, 0)
 
 
 def main() -> None:
@@ -56,7 +43,10 @@ def main() -> None:
     for images, at_once, mean in tqdm(WAYS):
         every, accuracies = [], []
         for seed in arguments.seeds:
-            found = sensitivities(objective, images, at_once, mean, seed)
+            batches = data.train.sample(images, at_once, seed)
+            found = sensitivities(objective.network, groups, batches)
+            geometric = mean == "geometric"
+            found = np.exp(np.log(found).mean(0)) if geometric else found.mean(0)
             facts = GroupFacts.of(graph, objective.scores, found)
             every.append(facts.sensitivity)
             accuracies.append(objective.accuracy(Candidates(budget, facts).rules[0]))

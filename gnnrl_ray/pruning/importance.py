@@ -71,6 +71,20 @@ def importances(
     return tuple(score.double().cpu().numpy() for score in scores)
 
 
+def sensitivities(
+    network: nn.Module,
+    groups: ChannelGroups,
+    batches: Iterable[Batch],
+    loss: Loss = F.cross_entropy,
+) -> np.ndarray:
+    """Say how much the loss of each batch changes with each group, float64 [N, G].
+
+    The sum of what ``taylor`` says of its channels, see :func:`importances`.
+    """
+    every = (importances(network, groups, "taylor", batch=b, loss=loss) for b in batches)
+    return np.array([[channels.sum() for channels in one] for one in every])
+
+
 def rank(
     network: nn.Module, groups: ChannelGroups, *measured_by: Any, **settings: Any
 ) -> tuple[np.ndarray, ...]:

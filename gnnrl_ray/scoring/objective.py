@@ -18,7 +18,7 @@ from torch import fx, nn
 from gnnrl_ray.data import Data, Split
 from gnnrl_ray.errors import Notice
 from gnnrl_ray.pruning.budget import Budget
-from gnnrl_ray.pruning.importance import importances, order
+from gnnrl_ray.pruning.importance import importances, order, sensitivities
 from gnnrl_ray.pruning.removal import keep, remove
 from gnnrl_ray.scoring.evaluation import (
     BATCHES,
@@ -132,13 +132,9 @@ class Objective:
         The sum of what ``taylor`` says of its channels (https://arxiv.org/abs/1906.10771),
         the geometric mean over small batches of training images.
         """
-        found = []
+        batches = self._data.train.sample(_SENSED, _SENSED_BATCH, self._seed)
         try:
-            for batch in self._data.train.sample(_SENSED, _SENSED_BATCH, self._seed):
-                channels = importances(
-                    self.network, self.groups, "taylor", batch=batch, loss=self._own.loss
-                )
-                found.append([each.sum() for each in channels])
+            found = sensitivities(self.network, self.groups, batches, self._own.loss)
         except Exception as error:
             if self._own.metric is None:
                 raise
@@ -150,7 +146,6 @@ class Objective:
             )
             return np.ones(len(self.groups.widths))
         # What a batch does not move is moved very little.
-        found = np.array(found)
         least = 1e-12 * found.max() + 1e-300
         return np.exp(np.log(np.maximum(found, least)).mean(0))
 
