@@ -231,23 +231,23 @@ class Bench:
         """A whole search without fine-tuning."""
         folder, data = self.out / f"{name}-gnn-rl", load_data(self.size.dataset)
         inside = 0.0
-        score = Objective._score
+        tried = Objective._tried
 
-        def timed(self_: Objective, widths: np.ndarray) -> object:
+        def timed(self_: Objective, widths: np.ndarray) -> tuple:
             nonlocal inside
             start = time.perf_counter()
-            result = score(self_, widths)
+            result = tried(self_, widths)
             inside += time.perf_counter() - start
             return result
 
-        Objective._score = timed
+        Objective._tried = timed
         start = time.perf_counter()
         try:
             best = search(self.network(name), data, episodes=self.size.episodes,
                           device=str(self.device), out=folder, overwrite=True,
                           progress=False).best  # fmt: skip
         finally:
-            Objective._score = score
+            Objective._tried = tried
         total = time.perf_counter() - start
         return [row(f"search, {self.size.episodes} episodes", name, [total], "s",
                     outside_evaluation=1 - inside / total,

@@ -20,11 +20,14 @@ from gnnrl_ray import (
     Outcome,
     PruningEnv,
     SearchSettings,
+    accuracy,
     methods,
     search,
     trace,
 )
-from gnnrl_ray.errors import InputError
+from gnnrl_ray.actors import sharing
+from gnnrl_ray.actors.placement import PlacementError
+from gnnrl_ray.errors import InputError, Notice
 from gnnrl_ray.graph.facts import inside_blocks
 from gnnrl_ray.methods import METHODS, method_of
 from gnnrl_ray.methods.fp import DROPPED
@@ -33,6 +36,7 @@ from gnnrl_ray.methods.random import Random
 from gnnrl_ray.methods.uniform import Uniform
 from gnnrl_ray.run.directory import RunError
 from gnnrl_ray.run.journal import Journal
+from gnnrl_ray.run.task import Task as SearchTask
 from gnnrl_ray.scoring.evaluation import EvaluationMode, Evaluator
 from gnnrl_ray.tracing.symbolic import symbolic
 from gnnrl_ray.zoo import build_network
@@ -273,6 +277,37 @@ def test_actors_find_what_one_process_finds(network, digits, tmp_path, name):
     (tmp_path / "there/journal.jsonl").write_text("".join(lines[: len(lines) // 2]))
     search(network, digits, out=tmp_path / "there", env_runners=2, resume=True, **settings)
     assert widths(tmp_path / "there") == here
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("ray_session")
+def test_the_winner_is_trained_where_the_actors_were(
+    network, digits, tmp_path, monkeypatch
+):
+    settings = {
+        "method": "random", "episodes": 3, "finetune": 2, "precision": "float32",
+        "env_runners": 1, "cpus_per_env_runner": 0.5, "out": tmp_path,
+    }  # fmt: skip
+    trained_here, train = [], Objective._trained
+
+    def train_here(self, widths, steps):
+        trained_here.append(widths)
+        return train(self, widths, steps)
+
+    monkeypatch.setattr(Objective, "_trained", train_here)
+    found = search(network, digits, **settings)
+    assert not trained_here
+    assert accuracy(found.network, digits.validation) == found.best.accuracy
+
+    def refuse(runners, cpus, gpus):
+        raise PlacementError("others have it all")
+
+    monkeypatch.setattr(sharing, "check_placement", refuse)
+    objective = Objective.of(network, digits, Budget(found.groups, {"flops": 0.5}),
+                             found.run.settings)  # fmt: skip
+    with pytest.warns(Notice, match="in this process, as no actor could: others have it"):
+        sharing.bring_back(SearchTask(objective, found.run), found.best.widths)
+    assert not objective.has(found.best.widths)
 
 
 def test_a_method_sees_what_was_scored_before_it(network, digits, tmp_path, monkeypatch):

@@ -57,6 +57,24 @@ def test_training_steps_and_epochs_move_the_weights(network, groups, digits):
         assert not trained.training
 
 
+def test_what_the_best_was_trained_to_is_kept(network, groups, digits, rng):
+    objective = make(network, groups, digits, finetune=3)
+    objective.build(groups.widths // 2)  # of no account: it is not scored
+    scored = {}
+    for widths in [random_widths(groups, rng) for _ in range(4)]:
+        outcome = objective(widths)
+        best = max([*scored.values(), outcome], key=lambda o: o.accuracy)
+        scored[outcome.widths] = outcome
+        assert objective.has(best.widths)
+        assert sum(objective.has(w) for w in scored) == 1
+    kept = objective.build(best.widths)
+    assert kept is objective.build(best.widths)
+    anew = make(network, groups, digits, finetune=3).build(best.widths).state_dict()
+    assert all(torch.equal(anew[name], t) for name, t in kept.state_dict().items())
+    assert not pickle.loads(pickle.dumps(objective)).has(best.widths)
+    assert not make(network, groups, digits, finetune="recalibrate").trains
+
+
 def test_identical_candidates_are_scored_once(objective, groups, monkeypatch):
     builds = []
     build = Objective.build
@@ -173,7 +191,7 @@ def test_large_candidates_leave_nothing_behind(digits, monkeypatch):
         left = [candidate() is not None for candidate in built]
     finally:
         gc.enable()
-    assert left == [False, False]
+    assert left == [True, False]  # the best is kept
 
 
 def test_sensitivities_are_what_taylor_says_of_all_channels(network, groups, digits):

@@ -5,12 +5,15 @@ configurations and checkpoints hold no data.
 """
 
 import warnings
+from collections.abc import Sequence
 
 import ray
 import torch
+from torch import Tensor
 
+from gnnrl_ray.actors.connection import connected
 from gnnrl_ray.actors.placement import check_placement
-from gnnrl_ray.errors import Notice
+from gnnrl_ray.errors import GnnrlError, Notice
 from gnnrl_ray.run.task import Task
 from gnnrl_ray.scoring.evaluation import EvaluationMode
 from gnnrl_ray.scoring.objective import Objective
@@ -79,3 +82,33 @@ def _choose(shared: SharedObjective, precision: str) -> tuple[EvaluationMode, li
         warnings.simplefilter("always", Notice)
         mode = shared().choose(precision)
     return mode, [str(w.message) for w in caught if w.category is Notice]
+
+
+def bring_back(task: Task, widths: Sequence[int]) -> None:
+    """Have the candidate of ``widths`` [G] trained once more, with one actor's hardware.
+
+    The actors that scored it are gone by then, and with them its weights. Where no room is
+    left, or no Ray, a notice says so, and it will be trained here.
+    """
+    settings, objective = task.settings, task.objective
+    cpus, gpus = settings.cpus_per_env_runner, settings.gpus_per_env_runner
+    try:
+        with connected(settings.address):
+            check_placement(1, cpus, gpus)
+            shared = SharedObjective(objective, remote=True, gpus=gpus)
+            remote = ray.remote(num_cpus=cpus, num_gpus=gpus)(_state)
+            state = ray.get(remote.remote(shared, tuple(widths)))
+    except (GnnrlError, ray.exceptions.RayError) as error:
+        reason = str(error).splitlines()[0]
+        warnings.warn(
+            f"the winner is trained once more in this process, as no actor could: {reason}",
+            Notice,
+            stacklevel=2,
+        )
+    else:
+        objective.take_over(widths, state)
+
+
+def _state(shared: SharedObjective, widths: tuple[int, ...]) -> dict[str, Tensor]:
+    state = shared().build(widths).state_dict()
+    return {name: tensor.cpu() for name, tensor in state.items()}

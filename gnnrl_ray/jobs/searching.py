@@ -280,6 +280,11 @@ class Search:
                 widths = winner[1].widths
                 if run.lags():
                     run.write_best(objective.budget, objective.kept(widths))
+                if run.settings.env_runners and objective.trains:
+                    from gnnrl_ray.actors.sharing import bring_back  # takes seconds
+
+                    task.say("training the winner once more")
+                    bring_back(task, widths)
                 run.save_network("pruned", objective.build(widths))
         if winner is None:
             reason = run.journal.failures[max(run.journal.failures)]

@@ -7,13 +7,13 @@ import copy
 import gc
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from gnnrl_ray.data import Data, Split
 from gnnrl_ray.errors import Notice
@@ -108,6 +108,7 @@ class Objective:
         self.scores = importances(network, groups, importance, seed, batch, self._own.loss)
         self._ranking = order(groups, self.scores)
         self._known: dict[tuple[int, ...], Outcome] = {}
+        self._best: tuple[tuple[int, ...], fx.GraphModule] | None = None
 
     @classmethod
     def of(
@@ -123,7 +124,13 @@ class Objective:
 
     def __getstate__(self) -> dict:
         made = ("_graph", "_evaluator", "_masked_evaluator")  # anew, where it is needed
-        return {k: v for k, v in self.__dict__.items() if k not in made}
+        state = {k: v for k, v in self.__dict__.items() if k not in made}
+        return state | {"_best": None}
+
+    @property
+    def trains(self) -> bool:
+        """Whether candidates are trained before they are scored, which takes a while."""
+        return self._finetune not in ("none", "recalibrate")
 
     @cached_property
     def sensitivities(self) -> np.ndarray:
@@ -186,7 +193,7 @@ class Objective:
         network = remove(self._graph, self.groups, self.kept(typical))
         recalibrate(network, self._data.train, self._seed)
         self.mode = choose(network.eval(), self._data.validation, precision)
-        shapes_matter = self._early_stop or self._finetune not in ("none", "recalibrate")
+        shapes_matter = self._early_stop or self.trains
         on_gpu = self._data.validation.device.type == "cuda"
         if on_gpu and not shapes_matter and self.mode.precision != "plain":
             self.mode = self._choose_masks(typical)
@@ -221,14 +228,32 @@ class Objective:
 
     def known(self, widths: Sequence[int]) -> Outcome | None:
         """Return the outcome of ``widths`` [G] if they have been scored."""
-        return self._known.get(tuple(int(width) for width in widths))
+        return self._known.get(_key(widths))
 
     def kept(self, widths: Sequence[int]) -> tuple[np.ndarray, ...]:
         """Return which channels of each group a candidate keeps."""
         return keep(self._ranking, self.groups.check_widths(widths))
 
     def build(self, widths: Sequence[int]) -> fx.GraphModule:
-        """Return the candidate's network, pruned and fine-tuned as for scoring."""
+        """Return the candidate's network, pruned and fine-tuned as for scoring.
+
+        What took training is kept of the best, so that it need not be trained again.
+        """
+        if self.has(widths):
+            return self._best[1]
+        return self._made(widths)
+
+    def has(self, widths: Sequence[int]) -> bool:
+        """Return whether the network of ``widths`` [G] is there, trained as for scoring."""
+        return self._best is not None and self._best[0] == _key(widths)
+
+    def take_over(self, widths: Sequence[int], state: Mapping[str, Tensor]) -> None:
+        """Take over the ``state`` of the network that was built elsewhere of ``widths``."""
+        network = remove(self._graph, self.groups, self.kept(widths))
+        network.load_state_dict(state)
+        self._best = _key(widths), network
+
+    def _made(self, widths: Sequence[int]) -> fx.GraphModule:
         if self._finetune == "epoch":
             return self._trained(widths, self.steps(1))
         if isinstance(self._finetune, int):
@@ -256,11 +281,16 @@ class Objective:
 
     def __call__(self, widths: Sequence[int]) -> Outcome:
         """Score the candidate with ``widths`` [G]."""
-        key = tuple(int(width) for width in widths)
+        key = _key(widths)
         if key not in self._known:
             start = time.perf_counter()
-            score = self._score(widths)
+            score, network = self._tried(widths)
             complete = score.images == len(self._data.validation)
+            before = self._known[self._best[0]].accuracy if self._best else -1.0
+            if network is not None and complete and score.accuracy > before:
+                self._best = key, network
+            del network
+            self._tidy()
             self._known[key] = Outcome(
                 key,
                 int(self.budget.costs.macs(widths)),
@@ -285,11 +315,17 @@ class Objective:
         return accuracy, round(time.perf_counter() - start, 3)
 
     def _score(self, widths: Sequence[int]) -> Score:
-        if self.mode.masked:
-            return self._masked_evaluator(self.kept(widths))
-        score = self._worth_of(self.build(widths), self._worth())
+        score = self._tried(widths)[0]
         self._tidy()
         return score
+
+    def _tried(self, widths: Sequence[int]) -> tuple[Score, fx.GraphModule | None]:
+        """Return the score of a candidate, and its network if that took training."""
+        if self.mode.masked:
+            return self._masked_evaluator(self.kept(widths)), None
+        network = self.build(widths)
+        score = self._worth_of(network, self._worth())
+        return score, network if self.trains else None
 
     def _worth_of(self, network: fx.GraphModule, worth: float = 0.0) -> Score:
         if self._own.metric is None:
@@ -317,3 +353,7 @@ class Objective:
         known = (o.accuracy for o in self._known.values() if o.images is None)
         best = sorted(known, reverse=True)[:_BEST_FEW]
         return best[-1] if self._early_stop and len(best) == _BEST_FEW else 0.0
+
+
+def _key(widths: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(width) for width in widths)
