@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -136,3 +138,19 @@ def test_splits_and_loaders_have_the_same_samples(digits):
     assert [len(labels) for labels in drawn] == [20, 20, 10]
     order = torch.randperm(len(digits.train), generator=seeded(3))[:50]
     assert np.array_equal(torch.cat(drawn), digits.train.labels[order])
+
+
+def test_one_that_is_under_way_can_be_sent_elsewhere():
+    images = torch.arange(24.0).view(6, 1, 2, 2)
+    given = DataLoader(
+        TensorDataset(images, torch.arange(6)), 2, num_workers=1, persistent_workers=True
+    )
+    loader = Loader(given)
+    list(loader.batches())
+    with pytest.raises(NotImplementedError):
+        pickle.dumps(given)
+    there = pickle.loads(pickle.dumps(loader))
+    assert [y.tolist() for _, y in there.batches()] == [[0, 1], [2, 3], [4, 5]]
+    assert loader.given is given
+    assert given._iterator is not None  # its workers go on
+    assert len(list(loader.batches())) == 3

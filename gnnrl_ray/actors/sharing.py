@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gnnrl_ray.actors.connection import connected
 from gnnrl_ray.actors.placement import check_placement
-from gnnrl_ray.errors import GnnrlError, Notice
+from gnnrl_ray.errors import GnnrlError, InputError, Notice
 from gnnrl_ray.run.task import Task
 from gnnrl_ray.scoring.evaluation import EvaluationMode
 from gnnrl_ray.scoring.objective import Objective
@@ -31,7 +31,7 @@ class SharedObjective:
     """
 
     def __init__(self, objective: Objective, remote: bool, gpus: float = 0.0) -> None:
-        self._value = ray.put(objective) if remote else objective
+        self._value = _put(objective) if remote else objective
         self._remote = remote
         self._gpus = gpus
         self.mode = objective.mode
@@ -54,11 +54,26 @@ class SharedObjective:
         return self.__dict__ if self._remote else {}
 
 
+def _put(objective: Objective) -> ray.ObjectRef:
+    try:
+        return ray.put(objective)
+    except ray.exceptions.RayError:
+        raise
+    except Exception as error:  # whatever that of the user's own says, who is asked
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            "network, data or functions of your own cannot be sent to actors: "
+            f"{type(error).__name__}: {reason}. Leave out what is open or under way, such "
+            "as files, threads and generators, or use --env-runners 0."
+        ) from error
+
+
 def share(task: Task) -> SharedObjective:
     """Return the objective of ``task``, for here or for the actors of its settings.
 
     Raises:
         PlacementError: the cluster has no room for the actors.
+        InputError: something of the user's own cannot be sent to them.
     """
     settings, objective, run = task.settings, task.objective, task.run
     if not settings.env_runners:

@@ -3,6 +3,7 @@
 Axis letters: B batch, N images, C channels.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from gnnrl_ray.errors import DataError
 
@@ -41,6 +43,14 @@ class Loader:
     given: Iterable
     name: str = "loader"
     device: torch.device = _CPU
+
+    def __getstate__(self) -> dict:
+        given = self.given
+        if isinstance(given, DataLoader) and given._iterator is not None:
+            # Its workers, which stay between passes, are of this process.
+            given = copy.copy(given)
+            given._iterator = None
+        return self.__dict__ | {"given": given}
 
     def __len__(self) -> int:
         """N; known from the loader's data set, or counted once."""

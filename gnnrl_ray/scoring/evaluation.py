@@ -36,7 +36,7 @@ _DOUBT = 0.01
 # many at a time, until no more than this share of them is. A GPU is idle with few images.
 _AGAIN = {"cpu": 50, "cuda": 250}
 _CHANGES = 0.04
-BATCHES = {"cpu": (64, 125, 250), "cuda": (500, 1000, 2500, 5000)}
+BATCHES = {"cpu": (64, 250), "cuda": (500, 1000, 2500, 5000)}
 _PART = 1000  # images that are normalised at a time
 _SEED = 0  # of the order of the images: a part of the protocol
 
