@@ -193,6 +193,16 @@ def test_summaries_are_by_hand():
     assert "| local |" not in text
 
 
+@pytest.mark.filterwarnings("error")
+def test_methods_without_a_seed_in_common_are_no_pair():
+    table = table_of(gnn_rl=[0.70, 0.72], random=[0.60, 0.58])
+    assert len(paired(table)) == 1
+    apart = table[(table.method == "gnn-rl") == (table.seed == 0)]
+    assert len(apart) == 2
+    assert not len(paired(apart))
+    comparison_markdown(summary(apart), paired(apart))
+
+
 def test_the_papers_count_is_by_hand():
     network = build_network("resnet20")
     groups = trace(network, (3, 32, 32))

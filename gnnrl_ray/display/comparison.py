@@ -71,7 +71,7 @@ def paired(table: pd.DataFrame) -> pd.DataFrame:
     """Return, for each pair of methods, how far apart they are with the same seeds.
 
     ``difference`` of the first to the second in points of accuracy, ``p`` of Student's
-    paired test, ``n`` seeds; on the holdout, after fine-tuning where there was one.
+    paired test, ``n`` seeds, at least one; on the holdout, after fine-tuning where there was one.
     """
     rows = []
     table = _without_errors(table)
@@ -81,6 +81,8 @@ def paired(table: pd.DataFrame) -> pd.DataFrame:
         means = cell.pivot_table(column, "seed", "method", aggfunc="mean", sort=False)
         for first, second in combinations(means.columns, 2):
             both = 100 * means[[first, second]].dropna().to_numpy(float)
+            if not len(both):
+                continue
             gap = both[:, 0] - both[:, 1]
             apart = len(gap) > 1 and np.ptp(gap) > 0
             p = stats.ttest_rel(*both.T).pvalue if apart else np.nan
