@@ -71,7 +71,8 @@ def paired(table: pd.DataFrame) -> pd.DataFrame:
     """Return, for each pair of methods, how far apart they are with the same seeds.
 
     ``difference`` of the first to the second in points of accuracy, ``p`` of Student's
-    paired test, ``n`` seeds, at least one; on the holdout, after fine-tuning where there was one.
+    paired test, ``n`` seeds, at least one; on the holdout, after fine-tuning where there
+    was one.
     """
     rows = []
     table = _without_errors(table)
