@@ -239,7 +239,7 @@ class Objective:
 
         What took training is kept of the best, so that it need not be trained again.
         """
-        if self.has(widths):
+        if self._best is not None and self.has(widths):
             return self._best[1]
         return self._made(widths)
 
