@@ -3,7 +3,7 @@ import importlib
 import json
 import pkgutil
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,6 +42,12 @@ from gnnrl_ray.tracing.symbolic import symbolic
 from gnnrl_ray.zoo import build_network
 
 PROPOSERS = [name for name in METHODS if issubclass(method_of(name), Proposer)]
+
+
+@pytest.fixture
+def digits(digits):
+    """Scored on a quarter of them: as many candidates, sooner."""
+    return replace(digits, validation=digits.validation.take(torch.arange(100)))
 
 
 @dataclass

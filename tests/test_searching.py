@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.sleeping import Broken, searching
 
 from gnnrl_ray import accuracy, load_pruned, search
@@ -15,6 +16,12 @@ from gnnrl_ray.run.journal import Journal
 from gnnrl_ray.scoring.objective import Objective
 from gnnrl_ray.settings import PRECISIONS, SearchSettings
 from gnnrl_ray.storage import Storage
+
+
+@pytest.fixture
+def digits(digits):
+    """Scored on a quarter of them: as many candidates, sooner."""
+    return replace(digits, validation=digits.validation.take(torch.arange(100)))
 
 
 @pytest.fixture
