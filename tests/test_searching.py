@@ -130,10 +130,13 @@ def test_an_early_stop_keeps_the_best(short, tmp_path):
             assert outcome.accuracy == full.accuracy
 
 
-def test_a_run_in_the_way_is_refused(short):
+def test_a_run_in_the_way_is_refused(short, monkeypatch):
     short()
-    with pytest.raises(RunError, match="--resume"):
-        short()
+    with monkeypatch.context() as patched:
+        late = lambda *_: pytest.fail("only after something that may take long")  # noqa: E731
+        patched.setattr("gnnrl_ray.jobs.searching.Search", late)
+        with pytest.raises(RunError, match="--resume"):
+            short()
     short(overwrite=True)
 
 

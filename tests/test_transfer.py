@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gnnrl_ray import search
-from gnnrl_ray.agent import choosing
+from gnnrl_ray.agent import candidates, choosing
+from gnnrl_ray.agent.candidates import Candidates
 from gnnrl_ray.zoo.resnet import ResNet
 from gnnrl_ray.zoo.weights import WeightsError
 
@@ -52,7 +53,8 @@ def test_critics_stay_near_what_they_began_with(
 ):
     def moved(back):
         monkeypatch.setattr(choosing, "_BACK", back)
-        short = SHORT | {"episodes": 4, "agent": AGENT | {"updates_per_step": 20}}
+        learning = AGENT | {"updates_per_step": 20, "warmup_episodes": 1}
+        short = SHORT | {"episodes": 4, "agent": learning}
         search(network, digits, out=tmp_path / str(back), from_run=str(run), **short)
         start, end = parameters(run), parameters(tmp_path / str(back))
         critic = [n for n in start if n.startswith("critic.") and "alpha" not in n]
@@ -178,3 +180,29 @@ def test_an_agent_comes_with_the_package(network, digits, tmp_path):
     search(network, digits, out=tmp_path / "run", **settings)
     start = load_file(tmp_path / "run/initial.safetensors")
     assert start.keys() == load_file(tmp_path / "run/agent.safetensors").keys()
+
+
+def test_what_is_known_chooses_among_candidates_from_anywhere(
+    run, network, digits, tmp_path, monkeypatch
+):
+    """Until it has seen how this network differs; without knowledge, dice do."""
+    asked = []
+    around, anywhere = Candidates.around, Candidates.anywhere
+
+    def near(self, *given):
+        asked.append("near")
+        return around(self, *given)
+
+    def far(self, count, generator):
+        asked.append(count)
+        return anywhere(self, count, generator)
+
+    monkeypatch.setattr(Candidates, "around", near)
+    monkeypatch.setattr(Candidates, "anywhere", far)
+    short = SHORT | {"episodes": 6, "agent": AGENT | {"warmup_episodes": 4}}
+    search(network, digits, out=tmp_path / "known", from_run=str(run), **short)
+    chosen = [count for count in asked if count != candidates._ANYWHERE]
+    assert chosen == [choosing._FROM_ANYWHERE] * 3 + ["near"] * 2  # the first is the rule
+    asked.clear()
+    search(network, digits, out=tmp_path / "new", **short)
+    assert choosing._FROM_ANYWHERE not in asked

@@ -31,6 +31,7 @@ from gnnrl_ray.graph.facts import GroupFacts
 _CRITICS, _HIDDEN = 5, 32
 _CURIOSITY = 0.5  # standard deviations of the critics
 _AT_ONCE = 2**15  # groups of candidates that critics look at at once
+_FROM_ANYWHERE = 200  # candidates, of which what is known from elsewhere chooses
 _TRIED = 200  # of the most promising, until one is new
 _BACK = 10.0  # times the step size: how far critics are drawn to where they began
 _LEAST_KEPT = 0.03  # below which shares look alike
@@ -195,22 +196,30 @@ class ChoosingModule(TorchRLModule, InferenceOnlyAPI):
     @torch.no_grad()
     def _forward_exploration(self, batch: dict, **_: Any) -> dict:
         plan = self.actor.encoder.encoder.plan(batch[Columns.OBS])
-        if self._is_cold:
-            widths = self._candidates.warm_up(self.episode, self.generator)
-        else:
+        knows = self.model_config["initial"] or not self._is_early
+        if knows and self.history is not None and len(self.history):
             widths = self._choose(plan)
+        else:
+            widths = self._candidates.warm_up(self.episode, self.generator)
         ratios = torch.tensor(1 - widths / self._dense, dtype=torch.float32)
         return {Columns.ACTIONS: ratios.expand(len(plan.which), -1)}
 
     @property
-    def _is_cold(self) -> bool:
-        early = self.episode < self.model_config["warmup_episodes"]
-        return early or self.history is None or not len(self.history)
+    def _is_early(self) -> bool:
+        return self.episode < self.model_config["warmup_episodes"]
 
     def _choose(self, plan: Plan) -> np.ndarray:
-        """Return the widths [G] that promise most: on average, or in one critic's eyes."""
-        action = self.actor(plan)[0].double().cpu().numpy()
-        near = self._candidates.around(self.history, action, self.generator)
+        """Return the widths [G] that promise most: on average, or in one critic's eyes.
+
+        Critics that come from elsewhere have them from anywhere at first: what is near the
+        best would not tell them how this network differs.
+        """
+        if self._is_early:
+            drawn = self._candidates.anywhere(_FROM_ANYWHERE, self.generator)
+            near = np.unique(self._candidates.budget.reach_all(drawn), axis=0)
+        else:
+            action = self.actor(plan)[0].double().cpu().numpy()
+            near = self._candidates.around(self.history, action, self.generator)
         kept = torch.tensor(near / self._dense, dtype=torch.float32)
         groups = self.critic.encoder(plan)[:1]
         parts = kept.to(groups.device).split(max(1, _AT_ONCE // kept.shape[1]))

@@ -29,6 +29,7 @@ from gnnrl_ray.zoo.weights import read_weights
 
 _CHECKPOINT, _CHECKPOINT_EVERY = "checkpoint.zip", 10
 _INITIAL = "initial.safetensors"  # what the agent started from
+_INFORMED = 8  # episodes of warm-up, which what it started from then chooses
 
 # What may be set of the agent.
 _RLLIBS = {"gamma", "train_batch_size_per_learner"}
@@ -118,7 +119,7 @@ class Agent:
             if initial is not None:
                 settings.training(initial=initial)
                 if "warmup_episodes" not in self._task.settings.agent:
-                    settings.training(warmup_episodes=1)  # the rest it knows already
+                    settings.training(warmup_episodes=_INFORMED)
             algorithm = DDPG(settings, hooks=hooks)
             try:
                 _Session(algorithm, self._task, hooks).run()

@@ -43,7 +43,8 @@ def report_command(
     sheets = shown.sheets_of(curves)
     (out / "tables.md").write_text("\n".join(sheet.to_markdown() for sheet in sheets))
     (out / "report.html").write_text(shown.page(sheets, figures))
-    print(f"{len(curves)} searches are in {out}/report.html")
+    many = "1 search is" if len(curves) == 1 else f"{len(curves)} searches are"
+    print(f"{many} in {out}/report.html")
 
 
 def runs_in(places: list[str]) -> list[str]:

@@ -79,6 +79,8 @@ def search_command(
         about, wanted = Source(**source), SearchSettings(**settings)
     name = f"{(about.network or '').replace(':', '-')}-{about.dataset}-{wanted.method}"
     folder = resume or out or f"runs/{name}"
+    if not resume:
+        Run.check_free(folder, overwrite)
     if wanted.env_runners:
         # One line of Ray's in place of one for every actor; what matters, we say.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

@@ -125,6 +125,8 @@ def search(
     else:
         settings = SearchSettings(**changes)
     latency = before and before.latency
+    if not resume:
+        Run.check_free(_folder(out, settings), overwrite)
     one = Search(network, data, settings, source, task, latency)
     total = method_of(settings.method).candidates(settings)
     title = f"{settings.method} on {type(network).__name__}"
@@ -208,7 +210,7 @@ class Search:
             hashes["latency"] = hashlib.sha256(
                 json.dumps(latency.to_dict()).encode()
             ).hexdigest()
-        storage = Storage(out or f"runs/{settings.method}")
+        storage = Storage(_folder(out, settings))
         if resume:
             Run.open(storage)  # or there is nothing to lock
         with locked(storage):
@@ -294,6 +296,10 @@ class Search:
                 "down to it."
             )
         return winner[1]
+
+
+def _folder(out: Path | str | None, settings: SearchSettings) -> Path | str:
+    return out or f"runs/{settings.method}"
 
 
 def _check_score(network: nn.Module, data: Data, task: OwnTask) -> None:

@@ -108,23 +108,12 @@ class Run:
         storage = Storage(where)
         if not storage.exists("journal.jsonl") and storage.exists(f"{_ASIDE}/run.json"):
             _bring_back(storage)  # who has moved it aside was killed
+        cls.check_free(storage, overwrite)
         run_there = storage.exists("run.json")
-        # One that has not come to an episode is in nobody's way.
-        if run_there and (overwrite or not storage.exists("journal.jsonl")):
-            cls.open(storage)  # or it is somebody else's file
+        if run_there:
             storage.remove(_ASIDE)
             for name in _FILES:
                 storage.move(name, f"{_ASIDE}/{name}")
-        elif run_there:
-            raise RunError(
-                f"{storage} is there already; continue it with --resume {storage}, "
-                "replace it with --overwrite, or name another with --out."
-            )
-        elif others := storage.names() - {"lock", "lock.json"}:
-            raise RunError(
-                f"{storage} is no run, but holds {min(others)}; name another directory "
-                "with --out."
-            )
         facts = {
             "settings": settings.to_dict(),
             "source": source.to_dict(),
@@ -144,6 +133,24 @@ class Run:
         run.settings = settings  # those that are not kept, too
         run._replaces = run_there
         return run
+
+    @classmethod
+    def check_free(cls, where: Storage | Path | str, overwrite: bool = False) -> None:
+        """Raise :class:`RunError` if ``where`` holds what a new run may not replace."""
+        storage = Storage(where)
+        if storage.exists("run.json"):
+            # One that has not come to an episode is in nobody's way.
+            if storage.exists("journal.jsonl") and not overwrite:
+                raise RunError(
+                    f"{storage} is there already; continue it with --resume {storage}, "
+                    "replace it with --overwrite, or name another with --out."
+                )
+            cls.open(storage)  # or it is somebody else's file
+        elif others := storage.names() - {"lock", "lock.json", _ASIDE}:
+            raise RunError(
+                f"{storage} is no run, but holds {min(others)}; name another directory "
+                "with --out."
+            )
 
     def replace(self) -> None:
         """Delete the run that this one was made in place of, or bring it back.
