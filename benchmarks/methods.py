@@ -15,7 +15,7 @@ from gnnrl_ray.display.comparison import comparison_markdown, paired, summary
 
 ROOT = Path(__file__).parent.parent
 PAGE, RESULTS = ROOT / "docs/results.md", ROOT / "benchmarks/results"
-COMPARISONS = ("methods_resnet20", "methods_resnet56", "methods_others", "tuned_resnet20")
+COMPARISONS = ("methods_resnet20", "methods_resnet56", "tuned_resnet20")
 
 
 def render(text: str) -> str:
