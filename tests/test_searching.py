@@ -13,6 +13,7 @@ from gnnrl_ray.errors import EpisodeError, InputError
 from gnnrl_ray.jobs.searching import Search
 from gnnrl_ray.run.directory import Run, RunError
 from gnnrl_ray.run.journal import Journal
+from gnnrl_ray.run.lock import LockError, locked
 from gnnrl_ray.scoring.objective import Objective
 from gnnrl_ray.settings import PRECISIONS, SearchSettings
 from gnnrl_ray.storage import Storage
@@ -130,13 +131,17 @@ def test_an_early_stop_keeps_the_best(short, tmp_path):
             assert outcome.accuracy == full.accuracy
 
 
-def test_a_run_in_the_way_is_refused(short, monkeypatch):
+def test_a_run_in_the_way_is_refused(short, tmp_path, monkeypatch):
     short()
     with monkeypatch.context() as patched:
         late = lambda *_: pytest.fail("only after something that may take long")  # noqa: E731
         patched.setattr("gnnrl_ray.jobs.searching.Search", late)
         with pytest.raises(RunError, match="--resume"):
             short()
+        with locked(Storage(tmp_path / "run")):
+            for overwrite in (False, True):
+                with pytest.raises(LockError, match="is being worked on by process"):
+                    short(overwrite=overwrite)
     short(overwrite=True)
 
 

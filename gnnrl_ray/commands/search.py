@@ -63,7 +63,7 @@ def search_command(
     from gnnrl_ray.display.panel import Panel
     from gnnrl_ray.jobs.finetuning import is_interrupted
     from gnnrl_ray.jobs.recipe import Recipe
-    from gnnrl_ray.jobs.searching import Search
+    from gnnrl_ray.jobs.searching import Search, check_free
     from gnnrl_ray.methods import method_of
     from gnnrl_ray.pruning.costs import Costs
     from gnnrl_ray.run.directory import Run
@@ -80,7 +80,7 @@ def search_command(
     name = f"{(about.network or '').replace(':', '-')}-{about.dataset}-{wanted.method}"
     folder = resume or out or f"runs/{name}"
     if not resume:
-        Run.check_free(folder, overwrite)
+        check_free(folder, overwrite)
     if wanted.env_runners:
         # One line of Ray's in place of one for every actor; what matters, we say.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def search(
         settings = SearchSettings(**changes)
     latency = before and before.latency
     if not resume:
-        Run.check_free(_folder(out, settings), overwrite)
+        check_free(_folder(out, settings), overwrite)
     one = Search(network, data, settings, source, task, latency)
     total = method_of(settings.method).candidates(settings)
     title = f"{settings.method} on {type(network).__name__}"
@@ -296,6 +297,18 @@ class Search:
                 "down to it."
             )
         return winner[1]
+
+
+def check_free(out: Path | str, overwrite: bool) -> None:
+    """Raise if ``out`` holds what a new run may not replace, or another process is there.
+
+    Raises:
+        RunError: see :meth:`~gnnrl_ray.run.directory.Run.check_free`.
+        LockError: another process has it.
+    """
+    storage = Storage(out)
+    with locked(storage) if storage.exists("run.json") else nullcontext():
+        Run.check_free(storage, overwrite)
 
 
 def _folder(out: Path | str | None, settings: SearchSettings) -> Path | str:
