@@ -25,10 +25,14 @@ def render(text: str) -> str:
         marks = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if path.exists():
             table = pd.read_csv(path)
-            found = summary(table).sort_values("pruned_validation_mean", ascending=False)
+            order = ["budget", "pruned_validation_mean"]
+            found = summary(table).sort_values(order, ascending=False)
+            best = found["method"].iloc[0]
+            table = table.sort_values("method", key=lambda name: name != best, kind="stable")
+            pairs = paired(table).query("method == @best")  # all are in results.csv
             before, rest = text.split(marks[0])
             after = rest.split(marks[1])[1]
-            own = comparison_markdown(found, paired(table))
+            own = comparison_markdown(found, pairs)
             text = f"{before}{marks[0]}\n{own}{marks[1]}{after}"
     return text
 
