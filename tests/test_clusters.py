@@ -119,7 +119,7 @@ def wait_until(condition, seconds):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.5)  # looking through all processes takes a while itself
 
 
 def lines(folder):

@@ -21,16 +21,14 @@ FILE = """
 [search]
 network = "resnet20"
 dataset = "digits"
-episodes = 8
+method = "random"
+episodes = 12
 finetune = "none"
 precision = "float32"
-hidden = [16]
-graph_dim = 8
-updates_per_step = 1
 [space]
 seed = [0, 1]
 [asha]
-grace = 8
+grace = 12
 """
 
 
@@ -124,13 +122,13 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
     # One line, however long the path: it is there to be copied.
     assert f"sweep {shlex.quote(str(file))} --out {out} --resume\n" in said
     before = len(_episodes(out))
-    assert before < 16
+    assert before < 24
     done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [row["episode"] for row in json.loads(done.stdout)] == [8, 8]
-    assert "sweep sweep 16/16 episodes" in done.stderr
+    assert [row["episode"] for row in json.loads(done.stdout)] == [12, 12]
+    assert "sweep sweep 24/24 episodes" in done.stderr
     # Each episode once, and what each search leaves behind.
-    assert sorted(_episodes(out)) == sorted(2 * [*range(8)])
+    assert sorted(_episodes(out)) == sorted(2 * [*range(12)])
     assert len(list(out.glob("runs/*/pruned.safetensors"))) == 2
 
 

@@ -75,7 +75,7 @@ def test_an_epoch_has_its_last_small_batch(digits):
 def test_training_learns_digits_in_either_format(digits):
     scores = {}
     for precision in ("float32", "bfloat16"):
-        network = trained(digits, 50, precision=precision)
+        network = trained(digits, 50, batch_size=64, precision=precision)
         scores[precision] = accuracy(network, digits.test)
         assert {p.dtype for p in network.parameters()} == {torch.float32}
     assert scores["float32"] != scores["bfloat16"]
