@@ -28,7 +28,9 @@ def render(text: str) -> str:
             order = ["budget", "pruned_validation_mean"]
             found = summary(table).sort_values(order, ascending=False)
             best = found["method"].iloc[0]
-            table = table.sort_values("method", key=lambda name: name != best, kind="stable")
+            table = table.sort_values(
+                "method", key=lambda name: name != best, kind="stable"
+            )
             pairs = paired(table).query("method == @best")  # all are in results.csv
             before, rest = text.split(marks[0])
             after = rest.split(marks[1])[1]
