@@ -61,6 +61,11 @@ def test_search_finetune_evaluate(command, home):
     assert first["finetuned"]["macs"] <= first["dense"]["macs"] / 2
     code, out, _ = command("evaluate", "run", "--json")
     assert json.loads(out) == first
+    trained = (home / "run/finetuned.safetensors").read_bytes()
+    code, _, err = command("finetune", "run", "--epochs", "1", "--seed", "3")
+    assert code == 2
+    assert "is there already; replace it with --overwrite." in err
+    assert (home / "run/finetuned.safetensors").read_bytes() == trained
 
 
 def test_a_finished_run_is_refused_resumed_and_overwritten(command):
@@ -320,7 +325,7 @@ def test_a_command_traces_once(command, home, monkeypatch):
     )  # fmt: skip
     commands = [
         ("search", *SHORT[:-4], "--epochs", "1", "--precision", "float32", "--out", "run"),
-        ("finetune", "run", "--epochs", "1"),
+        ("finetune", "run", "--epochs", "1", "--overwrite"),
         ("evaluate", "run"),
     ]
     for words in commands:

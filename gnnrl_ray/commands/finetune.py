@@ -34,6 +34,9 @@ def finetune_command(
         bool,
         typer.Option(help="Go on with the fine-tuning that was interrupted."),
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace the network that was fine-tuned before.")
+    ] = False,
     device: DeviceOption = None,
     data_dir: DataDirOption = None,
     trust: TrustOption = False,
@@ -41,7 +44,7 @@ def finetune_command(
 ) -> None:
     """Fine-tune the winner of a search; what is reported is the last epoch."""
     from gnnrl_ray.commands import networks as shown
-    from gnnrl_ray.jobs.finetuning import interrupted
+    from gnnrl_ray.jobs.finetuning import check_free, interrupted
     from gnnrl_ray.run.directory import Run
 
     if precision not in (None, *PRECISIONS[1:]):
@@ -49,6 +52,8 @@ def finetune_command(
         raise InputError(f"--precision {precision!r} is not one of {known}.")
     opened = Run.open(run)
     wanted = Recipe(**recipe)
+    opened.check_trust({"data_dir": data_dir}, trust)
+    check_free(opened, overwrite or resume)
     if resume:
         begun, its_seed, its_precision = interrupted(opened)
         wanted = begun.continued(recipe, run)

@@ -16,7 +16,7 @@ from gnnrl_ray.run.lock import locked
 from gnnrl_ray.scoring.padding import padded
 from gnnrl_ray.scoring.training import Training, steps_per_epoch
 from gnnrl_ray.tracing.groups import ChannelGroups
-from gnnrl_ray.zoo.weights import read_facts, read_weights
+from gnnrl_ray.zoo.weights import WeightsError, read_facts, read_weights
 
 STATE = "finetuning.safetensors"  # all that it takes to go on
 _SECONDS = 60  # between two of them
@@ -104,6 +104,27 @@ def _train(training: Training, run: Run, about: dict[str, str]) -> None:
 
 def _write_state(training: Training, run: Run, about: dict[str, str]) -> None:
     run.storage.write(STATE, safetensors.torch.save(training.state(), about))
+
+
+def check_free(run: Run, overwrite: bool = False) -> None:
+    """Refuse to train in the place of what was fine-tuned of the winner already.
+
+    Raises:
+        RunError: there is such a network. One of an earlier winner is in nobody's way.
+    """
+    where = f"{run.storage}/finetuned.safetensors"
+    if overwrite or not run.storage.exists("finetuned.safetensors"):
+        return
+    try:
+        there, winner = (
+            read_weights(where),
+            read_weights(f"{run.storage}/pruned.safetensors"),
+        )
+    except WeightsError:
+        return
+    if {k: v.shape for k, v in there.items()} == {k: v.shape for k, v in winner.items()}:
+        goes_on = "go on with --resume, or " if run.storage.exists(STATE) else ""
+        raise RunError(f"{where} is there already; {goes_on}replace it with --overwrite.")
 
 
 def interrupted(run: Run) -> tuple[Recipe, int, str]:
