@@ -1,4 +1,5 @@
 import json
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.sleeping import Broken, searching
+from tensorboardX.proto.event_pb2 import Event
 
 from gnnrl_ray import accuracy, load_pruned, search
 from gnnrl_ray.actors.placement import PlacementError
@@ -42,6 +44,20 @@ def short(network, digits, tmp_path):
 
 
 AGENT = {"warmup_episodes": 4, "updates_per_step": 2, "hidden": (16,), "graph_dim": 8}
+
+
+def scalars(folder):
+    """Return what was written for TensorBoard, in the order of episodes, by name."""
+    found = {}
+    for path in folder.glob("events.out.tfevents*"):
+        content = path.read_bytes()
+        while content:
+            (size,) = struct.unpack("<Q", content[:8])
+            event = Event.FromString(content[12 : 12 + size])
+            content = content[16 + size :]
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return {name: [by[step] for step in sorted(by)] for name, by in found.items()}
 
 
 def widths(folder):
@@ -173,7 +189,15 @@ def test_the_agent_searches_resumes_and_repeats_itself(short, tmp_path, monkeypa
     straight = short("gnn-rl", agent=AGENT, episodes=14, out=tmp_path / "straight")
     assert len(widths(tmp_path / "straight")) == 14
     assert (tmp_path / "straight/checkpoint.zip").is_file()
-    assert list((tmp_path / "straight/events").glob("events.out.tfevents*"))
+    said = scalars(tmp_path / "straight/events")
+    outcomes = [outcome for _, outcome in Journal(tmp_path / "straight/journal.jsonl")]
+    assert said["reward"] == pytest.approx([o.reward for o in outcomes], abs=1e-6)
+    assert said["images"] == 14 * [100]
+    for name in ("critic_loss", "actor_loss", "q"):  # from the end of the warm-up on
+        assert 9 <= len(said[name]) <= 11, name
+        assert len(set(said[name])) == len(said[name])
+    assert min(said["critic_loss"]) > 0
+    assert "noise" not in said  # it has none
 
     def interrupt(done, best):
         if done == 12:  # after a checkpoint, before the next
@@ -229,6 +253,8 @@ def test_missed_budgets_are_in_the_journal(short, tmp_path):
     assert len(journal) == 8
     assert journal.failures
     assert set(journal.failures.values()) == {"the budget was not met in 1 steps"}
+    noise = scalars(tmp_path / "run/events")["noise"]
+    assert noise == pytest.approx([0.5 * 0.97**n for n in range(4)])
     short("gnn-rl", episodes=9, resume=True, **settings)
     assert len(Journal(tmp_path / "run/journal.jsonl")) == 9
 

@@ -22,7 +22,14 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
 from gnnrl_ray.agent.candidates import Candidates, History
-from gnnrl_ray.agent.ddpg import Q_OF_ACTOR, QF_LOSS_KEY, DDPGLearner, Q, encoder_of
+from gnnrl_ray.agent.ddpg import (
+    Q_OF_ACTOR,
+    QF_LOSS_KEY,
+    QF_MEAN_KEY,
+    DDPGLearner,
+    Q,
+    encoder_of,
+)
 from gnnrl_ray.agent.mgnn import GraphEncoder, Plan, perceptron
 from gnnrl_ray.agent.transfer import apply, start_from
 from gnnrl_ray.errors import InputError
@@ -284,7 +291,10 @@ class ChoosingLearner(DDPGLearner):
     def compute_loss_for_module(self, *, module_id, config, batch, fwd_out) -> Tensor:
         """Return the sum over critics of (y - Q(s, a))^2, less the mean of Q(s, mu(s))."""
         critic_loss, actor_loss = loss_of(fwd_out, batch)
-        self._losses = {QF_LOSS_KEY: critic_loss, POLICY_LOSS_KEY: actor_loss}
+        self._losses = {
+            QF_LOSS_KEY: critic_loss, POLICY_LOSS_KEY: actor_loss,
+            QF_MEAN_KEY: fwd_out[Q].mean(),
+        }  # fmt: skip
         return critic_loss + actor_loss
 
 

@@ -51,7 +51,7 @@ from gnnrl_ray.agent.transfer import knowledge
 from gnnrl_ray.errors import EpisodeError, Notice
 
 Q, Q_OF_ACTOR, Q_NEXT = "q", "q_of_actor", "q_next"
-QF_LOSS_KEY = "qf_loss"
+QF_LOSS_KEY, QF_MEAN_KEY = "qf_loss", "qf_mean"
 _WAIT_SECONDS = 0.2  # at most, before somebody is told how things are
 _UPDATES_AT_ONCE = 8  # what RLlib does around one takes as long as the update itself
 
@@ -178,6 +178,18 @@ def encoder_of(space: gym.spaces.Box, settings: Mapping[str, Any]) -> nn.Module:
     )
 
 
+def noise_of(episode: int, settings: Mapping[str, Any]) -> float:
+    """Return the standard deviation of the noise, as a share of the action range.
+
+    Args:
+        episode: its number, after warm-up.
+        settings: of :class:`~gnnrl_ray.agent.settings.AgentSettings`.
+    """
+    after = episode - settings["warmup_episodes"]
+    decayed = settings["noise"] * settings["noise_decay"] ** after
+    return max(decayed, settings["noise_floor"])
+
+
 class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
     """Actor and critic: with the m-GNN on a ``GraphBox``, plain on any other ``Box``."""
 
@@ -235,12 +247,10 @@ class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         """Draw around ``action`` float32 [B, G], within the action range."""
         settings = self.model_config
         low, span = self.actor.low.cpu().numpy(), self.actor.span.cpu().numpy()
-        after = self.episode - settings["warmup_episodes"]
-        if after < 0:
+        if self.episode < settings["warmup_episodes"]:
             drawn = low + span * self.generator.random(action.shape)
         else:
-            decayed = settings["noise"] * settings["noise_decay"] ** after
-            sigma = span * max(decayed, settings["noise_floor"], 1e-6)
+            sigma = span * max(noise_of(self.episode, settings), 1e-6)
             bounds = (low - action) / sigma, (low + span - action) / sigma
             drawn = truncnorm.rvs(
                 *bounds, action, sigma, action.shape, random_state=self.generator
@@ -338,7 +348,10 @@ class DDPGLearner(StepsLearner):
         target = batch[Columns.REWARDS] + config.gamma * fwd_out[Q_NEXT]
         critic_loss = F.mse_loss(fwd_out[Q], target)
         actor_loss = -fwd_out[Q_OF_ACTOR].mean()
-        self._losses = {QF_LOSS_KEY: critic_loss, POLICY_LOSS_KEY: actor_loss}
+        self._losses = {
+            QF_LOSS_KEY: critic_loss, POLICY_LOSS_KEY: actor_loss,
+            QF_MEAN_KEY: fwd_out[Q].mean(),
+        }  # fmt: skip
         return critic_loss + actor_loss
 
 

@@ -1,5 +1,6 @@
 """The method ``gnn-rl``: DDPG on the DNN-Graph environment, one run of it."""
 
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -8,13 +9,23 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import ray
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.learner import POLICY_LOSS_KEY
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.metrics import LEARNER_RESULTS
 from tensorboardX import SummaryWriter
 
 from gnnrl_ray.actors.connection import connected
 from gnnrl_ray.actors.dispatch import Finished
 from gnnrl_ray.actors.sharing import SharedObjective, share
-from gnnrl_ray.agent.ddpg import DDPG, DDPGConfig, Hooks
+from gnnrl_ray.agent.ddpg import (
+    DDPG,
+    QF_LOSS_KEY,
+    QF_MEAN_KEY,
+    DDPGConfig,
+    Hooks,
+    noise_of,
+)
 from gnnrl_ray.agent.env import PruningEnv
 from gnnrl_ray.agent.settings import AgentSettings
 from gnnrl_ray.agent.transfer import AGENT_FILE, PRETRAINED
@@ -46,6 +57,8 @@ _TUNED: dict[str, dict[str, Any]] = {
         "critic_lr": 3e-3, "critic_weight_decay": 0.02, "hidden": (64, 64),
     },
 }  # fmt: skip
+# What is written of learning: RLlib's names, and ours.
+_LEARNT = {QF_LOSS_KEY: "critic_loss", POLICY_LOSS_KEY: "actor_loss", QF_MEAN_KEY: "q"}
 _OF_DDPG = {"noise", "noise_decay", "noise_floor"}
 
 
@@ -186,6 +199,7 @@ class _RunHooks(Hooks):
         self._task = task
         self._shared: tuple[int, ray.ObjectRef | None] = (-1, None)
         self._environment = environment
+        self._images = task.objective.images
         self.writer: SummaryWriter | None = None
 
     def on_episode(self, finished: Finished) -> None:
@@ -193,8 +207,11 @@ class _RunHooks(Hooks):
         record = self._task.run.journal.record(number) or _record_of(finished)
         self._task.record(number, record)
         if record.outcome is not None and self.writer is not None:
+            scored = record.outcome.images or self._images
             self.writer.add_scalar("accuracy", record.outcome.accuracy, number)
+            self.writer.add_scalar("reward", record.outcome.reward, number)
             self.writer.add_scalar("macs", record.outcome.macs, number)
+            self.writer.add_scalar("images", scored, number)
             self.writer.add_scalar("steps", len(episode), number)
 
     def on_wait(self, status: dict[int, tuple[str, float]]) -> None:
@@ -273,7 +290,7 @@ class _Session:
                 self._restore()
                 saved = algorithm.episodes_done
                 while algorithm.episodes_done < self._total:
-                    algorithm.train()
+                    self._write(writer, algorithm.train().get(LEARNER_RESULTS, {}))
                     due = algorithm.episodes_done - saved >= _CHECKPOINT_EVERY
                     if due or algorithm.episodes_done >= self._total:
                         self._save()
@@ -281,6 +298,17 @@ class _Session:
                         if self._storage.local is None:
                             self._storage.copy(self._events, "events")
                         saved = algorithm.episodes_done
+
+    def _write(self, writer: SummaryWriter, learners: dict) -> None:
+        """Write what was learnt since the episode before, for TensorBoard."""
+        config, last = self._algorithm.config, self._algorithm.episodes_done - 1
+        found = learners.get(DEFAULT_MODULE_ID, {})
+        values = {name: found.get(key, math.nan) for key, name in _LEARNT.items()}
+        if config.algorithm == "ddpg" and last >= config.warmup_episodes:
+            values["noise"] = noise_of(last, config.to_dict())
+        for name, value in values.items():
+            if math.isfinite(value):
+                writer.add_scalar(name, value, last)
 
     def _restore(self) -> None:
         if not self._storage.exists(_CHECKPOINT):

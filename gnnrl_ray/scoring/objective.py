@@ -132,6 +132,11 @@ class Objective:
         """Whether candidates are trained before they are scored, which takes a while."""
         return self._finetune not in ("none", "recalibrate")
 
+    @property
+    def images(self) -> int:
+        """How many images a candidate is scored on."""
+        return len(self._data.validation)
+
     @cached_property
     def sensitivities(self) -> np.ndarray:
         """How much the loss changes with each group, float64 [G].
