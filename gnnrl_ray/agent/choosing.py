@@ -16,20 +16,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.learner.learner import POLICY_LOSS_KEY
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
 from gnnrl_ray.agent.candidates import Candidates, History
-from gnnrl_ray.agent.ddpg import (
-    Q_OF_ACTOR,
-    QF_LOSS_KEY,
-    QF_MEAN_KEY,
-    DDPGLearner,
-    Q,
-    encoder_of,
-)
+from gnnrl_ray.agent.ddpg import Q_OF_ACTOR, DDPGLearner, Q, encoder_of
 from gnnrl_ray.agent.mgnn import GraphEncoder, Plan, perceptron
 from gnnrl_ray.agent.transfer import apply, start_from
 from gnnrl_ray.errors import InputError
@@ -290,12 +282,7 @@ class ChoosingLearner(DDPGLearner):
 
     def compute_loss_for_module(self, *, module_id, config, batch, fwd_out) -> Tensor:
         """Return the sum over critics of (y - Q(s, a))^2, less the mean of Q(s, mu(s))."""
-        critic_loss, actor_loss = loss_of(fwd_out, batch)
-        self._losses = {
-            QF_LOSS_KEY: critic_loss, POLICY_LOSS_KEY: actor_loss,
-            QF_MEAN_KEY: fwd_out[Q].mean(),
-        }  # fmt: skip
-        return critic_loss + actor_loss
+        return self._total(*loss_of(fwd_out, batch), fwd_out[Q])
 
 
 def loss_of(fwd_out: Mapping, batch: Mapping) -> tuple[Tensor, Tensor]:

@@ -348,9 +348,12 @@ class DDPGLearner(StepsLearner):
         target = batch[Columns.REWARDS] + config.gamma * fwd_out[Q_NEXT]
         critic_loss = F.mse_loss(fwd_out[Q], target)
         actor_loss = -fwd_out[Q_OF_ACTOR].mean()
+        return self._total(critic_loss, actor_loss, fwd_out[Q])
+
+    def _total(self, critic_loss: Tensor, actor_loss: Tensor, q: Tensor) -> Tensor:
+        """Return the sum of both losses, whose values are to be logged beside mean Q."""
         self._losses = {
-            QF_LOSS_KEY: critic_loss, POLICY_LOSS_KEY: actor_loss,
-            QF_MEAN_KEY: fwd_out[Q].mean(),
+            QF_LOSS_KEY: critic_loss, POLICY_LOSS_KEY: actor_loss, QF_MEAN_KEY: q.mean(),
         }  # fmt: skip
         return critic_loss + actor_loss
 
