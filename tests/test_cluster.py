@@ -150,7 +150,8 @@ def test_ray_job_submit_asks_for_the_token(account, tmp_path):
         submit = (
             "ray", "job", "submit", "--address", f"http://127.0.0.1:{dashboard}",
             "--working-dir", CLUSTER, "--", "python", "search.py", *SEARCH,
-            "--out", tmp_path / "run",
+            # Where a machine has several clusters, a job is told of the latest.
+            "--address", f"127.0.0.1:{gcs}", "--out", tmp_path / "run",
         )  # fmt: skip
         stranger = os.environ | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
         _wait_for(dashboard)
