@@ -146,7 +146,8 @@ class Source(Checked):
         if self.weights is None and data.name == EMBEDDED and not path.is_file():
             self.train(network, data, epochs=EMBEDDED_EPOCHS, on_step=on_step)
         else:
-            load_weights(network, self.weights or fetch_weights(self.network, data.name))
+            path = self.weights or fetch_weights(self.network, data.name, self.dataset)
+            load_weights(network, path)
 
     def train(
         self, network: "nn.Module", data: "Data", *, epochs: float, lr: float = 0.05,

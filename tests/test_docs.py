@@ -3,14 +3,22 @@
 import json
 import re
 import shlex
+import shutil
+import sys
+from glob import glob
 from pathlib import Path
 
 import click
 import pytest
+import torch
 import typer
+from torchvision.utils import save_image
 
 from benchmarks import headline, methods
 from gnnrl_ray import cli
+from gnnrl_ray.jobs.sweep import Sweep
+from gnnrl_ray.zoo import build_network
+from gnnrl_ray.zoo.weights import save_weights
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,27 +45,140 @@ def test_links_lead_somewhere(page):
             assert ((ROOT / page).parent / link).exists(), link
 
 
-def commands():
-    """Yield (page, words) of every command of ours in blocks of README and docs/."""
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        text = re.sub(r"\\\n\s*", "", page.read_text())  # those that take several lines
-        for line in re.findall(
-            r"^(?:\$ |    )(?:.* && )?(gnnrl-ray .*)$", text, re.MULTILINE
-        ):
-            yield page.name, shlex.split(line, comments=True)[1:]
+def commands(page):
+    """Yield the words of every command of ours in blocks of a page."""
+    text = re.sub(r"\\\n\s*", "", page.read_text())  # those that take several lines
+    for line in re.findall(r"^(?:\$ |    )(?:.* && )?(gnnrl-ray .*)$", text, re.MULTILINE):
+        yield shlex.split(line, comments=True)[1:]
 
 
-def test_commands_are_understood():
-    """Names and values of options, by those who take them; nothing is run."""
-    found, places = list(commands()), {"BUDGET": "0.5", "SEED": "0", "N": "1"}
-    assert len(found) > 30
-    for page, words in found:
-        name, *rest = [places.get(word, word) for word in words]
+PAGES = [
+    page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if list(commands(page))
+]  # fmt: skip
+# What stands in for what is downloaded, and for what the reader puts there.
+INSTEAD = {
+    "cifar10": "digits", "cifar100": "digits",
+    "BUDGET": "0.5", "SEED": "0", "METHOD": "random", "NAME": "mobilenet_v2", "N": "1",
+}  # fmt: skip
+# Of options that are given twice, the last counts.
+SMALLER = {
+    "search": "--episodes 2 --finetune none --precision plain --epochs 0",
+    "train": "--epochs 0.1 --overwrite",
+    "finetune": "--epochs 1",
+    "pretrain": "--steps 2",
+}
+MINE = """
+from torch import nn
+
+class Build(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.head, self.last = nn.Conv2d(8, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.head(self.body(self.stem(x).relu()).relu()).relu()
+        return self.last(x.mean((2, 3)))
+
+class Detector(Build):
+    def forward(self, x):
+        return super().forward(x) if x.shape[0] else [float(y) for y in x]
+
+build, detector = Build, Detector
+"""
+
+
+@pytest.fixture
+def readers_place(tmp_path, monkeypatch, few_digits):
+    """A folder with what the pages take for granted, made by commands."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("GNNRL_HOME", str(tmp_path / "home"))
+    for name in ("resnet20", "resnet32", "resnet56", "mobilenet_v2", "shufflenet_v2"):
+        save_weights(
+            build_network(name), tmp_path / f"home/weights/{name}-digits.safetensors"
+        )
+    (tmp_path / "mypackage").mkdir()
+    (tmp_path / "mypackage/models.py").write_text(MINE)
+    scope = {}
+    exec(MINE, scope)
+    torch.save(scope["Build"]().state_dict(), tmp_path / "mine.pt")
+    torch.save(build_network("vgg16", 2).state_dict(), tmp_path / "vgg16-397923af.pth")
+    for label in ("cat", "dog"):
+        for part in ("train", "val"):
+            (tmp_path / f"imagenet/{part}/{label}").mkdir(parents=True)
+            for image in range(4):
+                save_image(torch.rand(3, 40, 40), f"imagenet/{part}/{label}/{image}.png")
+    for path in [*ROOT.glob("tuned_examples/*.toml"), *ROOT.glob("benchmarks/*.toml")]:
+        text = path.read_text().replace("cifar10", "digits").replace("= 180", "= 2")
+        text = re.sub(r"(epochs|grace) = \d+", r"\1 = 1", text)
+        text = re.sub(r"(methods|seeds?|warmup_\w+|noise\w*) = \[\s*(\S+?),[^]]*\]",
+                      r"\1 = [\2]", text)  # fmt: skip
+        path = tmp_path / path.relative_to(ROOT)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("mypackage")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_understood(page):
+    """Names and values as they are written; nothing is run."""
+    for name, *rest in commands(page):
         command = typer.main.get_command(cli.build_app([name])).commands[name]
         try:
-            command.make_context(name, rest)
+            command.make_context(name, [INSTEAD.get(word, word) for word in rest])
         except click.ClickException as error:
-            pytest.fail(f"{page}: {' '.join(words)}: {error.format_message()}")
+            pytest.fail(f"{name} {shlex.join(rest)}: {error.format_message()}")
+
+
+def run(words, capsys, monkeypatch):
+    """Run a command in this process; fail with what it says."""
+    monkeypatch.setattr(sys, "argv", ["gnnrl-ray", *words])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code
+    said = capsys.readouterr()
+    assert not code, f"{shlex.join(words)}: {said.out}{said.err}"
+
+
+@pytest.mark.notebook
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page.stem == "results" else [])
+     for page in PAGES],
+    ids=lambda page: page.name,
+)  # fmt: skip
+def test_commands_are_run(page, readers_place, capsys, monkeypatch):
+    """From the first of a page to the last, where its reader is, with small numbers.
+
+    Not those that do not end: `dashboard` is in test_dashboard.py.
+    """
+    if "runs/resnet20-" in page.read_text() or "$A" in page.read_text():
+        made = "runs/resnet20-cifar10-gnn-rl"
+        run(["search", "--out", made, *SMALLER["search"].split(), "--episodes",
+             "10"], capsys, monkeypatch)  # fmt: skip
+        shutil.copytree(made, "runs/resnet32-cifar10-gnn-rl")
+        for place in set(re.findall(r"\$A/(\S+)", page.read_text())):
+            shutil.copytree(made, f"A/{place.replace('*', '0')}")
+    for words in commands(page):
+        if words[0] == "dashboard":
+            continue
+        rest = []
+        for word in words[1:]:
+            word = INSTEAD.get(word, word).replace("$A", "A")
+            rest += sorted(glob(word)) if "*" in word else [word]
+        smaller = SMALLER.get(words[0], "").split()
+        if "--env-runners" in rest:
+            smaller += ["--env-runners", "1", "--gpus-per-env-runner", "0"]
+        if "folder:imagenet" in rest:
+            smaller += ["--image-size", "32"]
+        run([words[0], *rest, *smaller], capsys, monkeypatch)
 
 
 def test_what_troubleshooting_quotes_is_said():
@@ -106,6 +227,26 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     said, again = map(float, scored.split())
     assert said == pytest.approx(again, abs=0.01)
     assert len(names["found"].history) == 2
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("ray_session")
+def test_the_sweeps_of_the_page_run(readers_place, capsys):
+    text = (ROOT / "docs/sweeps.md").read_text()
+    (file,), (script,) = (
+        re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("toml", "python")
+    )
+    file = file.replace("cifar10", "digits")
+    Path("sweep.toml").write_text(file)
+    sweep = Sweep.read(Path("sweep.toml"))
+    assert (sweep.size, sweep.episodes) == (9, 180)
+    smaller = {"cifar10": "digits", "60": '2, "finetune": "none"', "samples=8": "samples=2"}
+    for written, instead in smaller.items():
+        assert script.count(written) == 1
+        script = script.replace(written, instead)
+    exec(compile(script, "sweeps.md", "exec"), {"__name__": "__main__"})
+    assert "graph_layers" in capsys.readouterr().out
+    assert len(list(Path("sweeps/keep/runs").iterdir())) == 2
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
 import json
+import re
+import shlex
 
 import numpy as np
 import pytest
@@ -76,10 +78,14 @@ def test_an_interruption_of_training_keeps_what_there_is(home, monkeypatch):
     assert path.with_suffix(".interrupted.safetensors").is_file()
 
 
-def test_other_data_sets_need_weights(home):
-    source = Source(network="vgg16", dataset="cifar10")
-    with pytest.raises(WeightsError, match="gnnrl-ray train --network vgg16 --dataset"):
-        source.load_weights(build_network("vgg16"), _Named("cifar10"))
+@pytest.mark.parametrize("dataset", ["cifar10", "folder:my pictures", "mine.data:loaders"])
+def test_other_data_sets_need_weights(home, dataset):
+    """And the command that makes them names the data as they were named."""
+    source, name = Source(network="vgg16", dataset=dataset), dataset.split(":")[-1]
+    with pytest.raises(WeightsError, match="none are at") as caught:
+        source.load_weights(build_network("vgg16"), _Named(name))
+    (said,) = re.findall("`gnnrl-ray (.*?)`", str(caught.value))
+    assert shlex.split(said) == ["train", "--network", "vgg16", "--dataset", source.dataset]
 
 
 class _Named:

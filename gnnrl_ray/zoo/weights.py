@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import pickle
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,8 +43,13 @@ def weights_path(name: str, dataset: str) -> Path:
     return home() / "weights" / file
 
 
-def fetch_weights(name: str, dataset: str) -> Path:
+def fetch_weights(name: str, dataset: str, flag: str | None = None) -> Path:
     """Return the weights file, downloading it first if it is published and not here.
+
+    Args:
+        name: of the network.
+        dataset: its name.
+        flag: what `--dataset` calls it, if otherwise.
 
     Raises:
         WeightsError: no such file here, and none could be had.
@@ -52,10 +58,11 @@ def fetch_weights(name: str, dataset: str) -> Path:
     published = PUBLISHED.get((name, dataset))
     if published is None:
         if not path.is_file():
+            train = ("gnnrl-ray", "train", "--network", name, "--dataset", flag or dataset)
             raise WeightsError(
                 f"no weights of {name!r} for {dataset!r} are published and none are at "
-                f"{path}; make them with `gnnrl-ray train --network {name} --dataset "
-                f"{dataset}`, or pass your own with --weights FILE."
+                f"{path}; make them with `{shlex.join(train)}`, or pass your own with "
+                "--weights FILE."
             )
         return path
     prefix = path.stem.rsplit("-", 1)[1]
