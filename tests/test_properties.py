@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers.networks import EVERY, LARGE, WIDE, build, count_macs, outputs, shaken
+from helpers.networks import EVERY, HEAVY, LARGE, WIDE, build, count_macs, outputs, shaken
 from helpers.random_cnns import RandomCNN, recipes
 from helpers.widths import random_widths
 from hypothesis import HealthCheck, example, given, settings
@@ -134,6 +134,18 @@ def test_properties(subject, seed):
     check_trains(removed, x)
 
 
+# What takes seconds for each of them is about large networks with the slow tests alone.
+light = pytest.mark.parametrize(
+    "subject",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in (*HEAVY, *LARGE)))
+        for name in (*EVERY, *LARGE)
+    ],
+    indirect=True,
+)
+
+
+@light
 def test_full_widths_are_the_network_itself(subject):
     network, shape, groups = subject
     x = torch.randn(1, *shape, dtype=torch.double)
@@ -141,6 +153,7 @@ def test_full_widths_are_the_network_itself(subject):
     assert torch.equal(outputs(whole, x), outputs(network, x))
 
 
+@light
 def test_delivery(subject):
     """State dict, copy, torch.export and torch.jit.trace of a removed network."""
     network, shape, groups = subject
@@ -177,9 +190,9 @@ def check_random(recipe, seed):
     return groups
 
 
-# The same fifty each time; new ones come with the slow tests.
+# The same thirty each time; new ones come with the slow tests.
 @settings(
-    max_examples=50,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 SAC = {"algorithm": "sac", "actor_lr": 3e-3, "critic_lr": 3e-3}
 
 
+@pytest.mark.slow
 def test_it_learns_to_act_on_what_it_sees(build):  # noqa: F811
     algorithm = build(config(warmup_episodes=20, updates_per_step=8, **SAC))
     rewards = [reward for _, _, reward in run(algorithm, 160).values()]
