@@ -159,6 +159,23 @@ def test_what_there_is_no_room_for_is_refused(tmp_path, more, gpus):
         ({}, {"seed": 1}, "seed = 1 is neither a list of values nor"),
         ({}, {"noise": {"normal": [0, 1]}}, "neither a list of values nor"),
         ({}, {"noise": []}, "neither a list of values nor"),
+        ({}, {"episodes": [2, 3]}, "'episodes' cannot be tried"),
+        ({}, {"env_runners": [0, 2]}, "'env_runners' cannot be tried"),
+        ({}, {"seed": ["a"]}, "--seed 'a' is not a whole number"),
+        ({}, {"seed": [0, 1, -1]}, "--seed -1 must be at least 0"),
+        ({}, {"min_keep": [0.1, 2.0]}, "--min-keep 2.0 must be less than 1"),
+        ({}, {"method": ["random", "dice"]}, "--method 'dice' is not one of"),
+        ({}, {"noise": [0.5]}, "noise"),  # the default agent has none
+        ({}, {"min_keep": {"uniform": [0, 2]}}, "--min-keep 2.* must be less than 1"),
+        ({}, {"min_keep": {"uniform": [0.5, 0.1]}}, "two numbers, the smaller first"),
+        ({}, {"min_keep": {"uniform": [0.5]}}, "two numbers, the smaller first"),
+        ({}, {"min_keep": {"uniform": [0.1, "x"]}}, "two numbers, the smaller first"),
+        ({}, {"min_keep": {"uniform": [0.1, float("nan")]}}, "the smaller first"),
+        ({}, {"min_keep": {"uniform": [0.1, float("inf")]}}, "min_keep = "),
+        ({}, {"min_keep": {"loguniform": [0, 0.1]}}, "min_keep = { loguniform ="),
+        ({}, {"min_keep": {"choice": []}}, "one or more values"),
+        ({}, {"seed": {"randint": [0.5, 2]}}, "two whole numbers, the smaller first"),
+        ({}, {"seed": {"uniform": [0, 2]}}, "--seed 0.* is not a whole number"),
     ],
 )
 def test_what_cannot_be_tried_is_named(search, space, message):
@@ -166,12 +183,43 @@ def test_what_cannot_be_tried_is_named(search, space, message):
         Sweep(search, space)
 
 
+@pytest.mark.parametrize(
+    ("top", "message"),
+    [
+        *((f"samples = {n}", "samples = ") for n in ("0", "-2", "1.5", "'x'", "true")),
+        *((f"asha = {{ grace = {n} }}", r"\[asha\] grace = ") for n in ("0", "7", "'x'")),
+        *(
+            (f"asha = {{ factor = {n} }}", r"\[asha\] factor = ")
+            for n in ("1", "nan", "'x'")
+        ),
+        ("asha = { grase = 3 }", r"\[asha\] knows grace and factor"),
+        ("tables = 3", "unexpected keyword argument 'tables'"),
+    ],
+)
+def test_what_a_file_asks_for_in_vain_is_said_with_its_name(tmp_path, top, message):
+    path = tmp_path / "sweep.toml"
+    path.write_text(f"{top}\n[search]\nepisodes = 6\n[space]\nseed = [0, 1]\n")
+    with pytest.raises(SweepError, match=f"{path}.*{message}") as caught:
+        Sweep.read(path)
+    assert not str(caught.value).endswith("..")
+    path.write_text("asha = {}\n[search]\nepisodes = 6\n")  # 30 are more than there are
+    assert Sweep.read(path).size == 1
+
+
+@pytest.mark.usefixtures("weights")
+def test_budgets_out_of_reach_are_said_before_anything_is_started(tmp_path):
+    for space in ({"flops": [0.5, 3.0]}, {"flops": {"uniform": [1e-9, 0.5]}}):
+        with pytest.raises(InputError, match=r"--flops .* cannot be reached"):
+            run_sweep(Sweep(SEARCH, space), str(tmp_path / "sweep"))
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_files_are_read(tmp_path):
     path = tmp_path / "sweep.toml"
     path.write_text(
-        '[search]\nnetwork = "resnet56"\n[space]\nnoise = { uniform = [0, 1] }\n'
+        '[search]\nnetwork = "resnet56"\n[space]\nmin_keep = { uniform = [0, 0.5] }\n'
     )
-    assert Sweep.read(path).space == {"noise": {"uniform": [0, 1]}}
+    assert Sweep.read(path).space == {"min_keep": {"uniform": [0, 0.5]}}
     for text in ("[search", "[serach]\n", "[search]\n[space]\n[asha]\nepisodes = 3\n"):
         path.write_text(text)
         with pytest.raises(SweepError):
@@ -198,7 +246,7 @@ def test_a_search_and_its_env_runners_have_room(runners, gpus, bundles):
 
 
 def test_seeds_are_averaged_over():
-    sweep = Sweep({}, {"noise": [0.1, 0.2], "seed": [0, 1]})
+    sweep = Sweep({"algorithm": "ddpg"}, {"noise": [0.1, 0.2], "seed": [0, 1]})
     table = pd.DataFrame(
         {
             "noise": [0.1, 0.1, 0.2, 0.2],

@@ -4,7 +4,7 @@ import io
 import math
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm, Searcher
-from ray.tune.search.sample import Domain
+from ray.tune.search.sample import Categorical, Domain, Float, Integer
 from torch import nn
 
 from gnnrl_ray.actors.connection import connected
@@ -25,14 +25,19 @@ from gnnrl_ray.agent.method import AGENT_SETTINGS
 from gnnrl_ray.data import Data
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.jobs.searching import search
+from gnnrl_ray.methods import method_of
+from gnnrl_ray.pruning.budget import Budget
 from gnnrl_ray.scoring.outcome import Outcome
 from gnnrl_ray.settings import SearchSettings, unknown_setting
 from gnnrl_ray.source import Source
 from gnnrl_ray.storage import Storage
+from gnnrl_ray.tracing.groups import trace
 
 _DRAWS = ("uniform", "loguniform", "randint", "choice")
 _SEARCH = SearchSettings.names() - {"agent", "address", "wait_for_nodes"}
-_DATA = Source.names()
+# What is the same in all searches: what they are about, and what they need.
+_SAME = Source.names() | {"episodes", "env_runners", "cpus_per_env_runner"}
+_GRACE, _FACTOR = 30, 3  # of ASHA
 Progress = Callable[[dict[str, dict]], None]
 
 
@@ -65,25 +70,25 @@ class Sweep:
 
     def __post_init__(self) -> None:
         for name in (*self.search, *self.space):
-            if name not in _SEARCH | AGENT_SETTINGS | _DATA:
+            if name not in _SEARCH | AGENT_SETTINGS | _SAME:
                 raise unknown_setting(name, sorted(_SEARCH | AGENT_SETTINGS))
-        for name in self.space.keys() & (self.search.keys() | _DATA):
+        for name in self.space.keys() & (self.search.keys() | _SAME):
             raise SweepError(f"{name!r} cannot be tried: it is the same in all searches.")
-        for name, values in self.space.items():
-            drawn = (
-                isinstance(values, dict) and len(values) == 1 and set(values) <= {*_DRAWS}
-            )
-            of_tune = isinstance(values, Domain) or _grid(values)
-            if not of_tune and not drawn:
-                raise SweepError(
-                    f"{name} = {values!r} is neither a list of values nor one of "
-                    + ", ".join(f"{{ {draw} = [...] }}" for draw in _DRAWS)
-                    + "."
-                )
-        self.source  # noqa: B018  both are checked as they are made
-        self.settings()
+        if not _is_count(self.samples):
+            raise SweepError(f"samples = {self.samples!r} is no whole number of 1 or more.")
         if unknown := set(self.asha) - {"grace", "factor"}:
             raise SweepError(f"[asha] knows grace and factor, not {unknown.pop()!r}.")
+        self._domains = {name: _domain(name, given) for name, given in self.space.items()}
+        self.source  # noqa: B018  is checked as it is made
+        self.variants()
+        grace, factor = self._grace, self.asha.get("factor", _FACTOR)
+        if not _is_count(grace) or grace > self.episodes:
+            raise SweepError(
+                f"[asha] grace = {grace!r} is no whole number from 1 to the "
+                f"{self.episodes} episodes of a search."
+            )
+        if not isinstance(factor, int | float) or not 1 < factor < math.inf:
+            raise SweepError(f"[asha] factor = {factor!r} is no number above 1.")
 
     @classmethod
     def read(cls, path: Path) -> "Sweep":
@@ -93,14 +98,19 @@ class Sweep:
             SweepError: it is not that.
         """
         try:
-            return cls(**tomllib.loads(path.read_text()))
+            given = {"search": {}, "space": {}} | tomllib.loads(path.read_text())
+            return cls(**given)
+        except InputError as error:
+            raise SweepError(f"{path}: {error}") from error
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise SweepError(f"{path} is not a sweep: {error}.") from error
 
     @property
     def source(self) -> Source:
         """What all searches are about."""
-        return Source(**{key: self.search[key] for key in _DATA & self.search.keys()})
+        return Source(
+            **{key: self.search[key] for key in Source.names() & self.search.keys()}
+        )
 
     def settings(self, tried: Mapping[str, Any] | None = None) -> SearchSettings:
         """Return the settings of a search.
@@ -111,7 +121,20 @@ class Sweep:
         given = self.search | (tried or {})
         agent = {name: given[name] for name in AGENT_SETTINGS & given.keys()}
         own = {name: given[name] for name in _SEARCH & given.keys()}
-        return SearchSettings(**own, agent=agent)
+        settings = SearchSettings(**own, agent=agent)
+        method_of(settings.method).check(settings)
+        return settings
+
+    def variants(self) -> list[SearchSettings]:
+        """Return the settings of searches in which every value, or bound, is tried once.
+
+        Raises:
+            InputError: one that cannot be; names it.
+        """
+        tried = {name: _ends(domain) for name, domain in self._domains.items()}
+        first = {name: values[0] for name, values in tried.items() if values}
+        one = [{name: value} for name, values in tried.items() for value in values]
+        return [self.settings(first | changed) for changed in one or [{}]]
 
     @property
     def runners(self) -> int:
@@ -126,7 +149,9 @@ class Sweep:
     @property
     def size(self) -> int:
         """How many searches it is."""
-        return self.samples * math.prod(len(_grid(v) or [v]) for v in self.space.values())
+        return self.samples * math.prod(
+            len(domain) for domain in self._domains.values() if isinstance(domain, list)
+        )
 
     def gpus_per_env_runner(self, gpus: float) -> float:
         """Return what an env runner has of the ``gpus`` of a search: a share, or whole."""
@@ -135,17 +160,14 @@ class Sweep:
 
     def param_space(self) -> dict:
         """Return the space in Ray Tune's terms."""
-        space = {}
-        for name, values in self.space.items():
-            if isinstance(values, Domain):
-                space[name] = values
-            elif grid := _grid(values):
-                space[name] = tune.grid_search(grid)
-            else:
-                ((draw, bounds),) = values.items()
-                given = (bounds,) if draw == "choice" else bounds
-                space[name] = getattr(tune, draw)(*given)
-        return space
+        return {
+            name: tune.grid_search(domain) if isinstance(domain, list) else domain
+            for name, domain in self._domains.items()
+        }
+
+    @property
+    def _grace(self) -> int:
+        return self.asha.get("grace", min(_GRACE, self.episodes))
 
     def scheduler(self) -> ASHAScheduler | None:
         """Return what stops the worse of the searches early, if that is wanted."""
@@ -154,8 +176,8 @@ class Sweep:
         return ASHAScheduler(
             time_attr="episode",
             max_t=self.episodes,
-            grace_period=self.asha.get("grace", 30),
-            reduction_factor=self.asha.get("factor", 3),
+            grace_period=self._grace,
+            reduction_factor=self.asha.get("factor", _FACTOR),
         )
 
     def resources(self, gpus: float) -> tune.PlacementGroupFactory:
@@ -169,11 +191,59 @@ class Sweep:
         return tune.PlacementGroupFactory([{"CPU": 1}, *[each] * self.runners])
 
 
-def _grid(values: Any) -> list:
-    """Return the values of which each is to be tried, if that is what they are."""
-    if isinstance(values, dict):
-        values = values.get("grid_search")
-    return values if isinstance(values, list) else []
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _domain(name: str, given: Any) -> list | Domain:
+    """Return what is tried of a setting: a list of values, or what Ray Tune draws from.
+
+    Raises:
+        SweepError: it is neither.
+    """
+    if isinstance(given, Domain):
+        return given
+    grid = given["grid_search"] if _is_one(given, ("grid_search",)) else given
+    if isinstance(grid, list) and grid:
+        return grid
+    if not _is_one(given, _DRAWS):
+        raise SweepError(
+            f"{name} = {given!r} is neither a list of values nor one of "
+            + ", ".join(f"{{ {draw} = [...] }}" for draw in _DRAWS) + "."
+        )  # fmt: skip
+    ((draw, values),) = given.items()
+    if draw == "choice" and isinstance(values, list) and values:
+        return tune.choice(values)
+    kinds = int if draw == "randint" else (int, float)
+    bounds = isinstance(values, list) and all(isinstance(value, kinds) for value in values)
+    if draw == "choice" or not bounds or len(values) != 2 or not values[0] < values[1]:
+        what = {"choice": "one or more values", "randint": "two whole numbers"}
+        raise SweepError(
+            f"{name} = {{ {draw} = {values!r} }} has to have "
+            f"{what.get(draw, 'two numbers')}"
+            + (", the smaller first." if draw != "choice" else ".")
+        )
+    try:
+        return getattr(tune, draw)(*values)
+    except ValueError as error:
+        raise SweepError(f"{name} = {{ {draw} = {values!r} }}: {error}") from error
+
+
+def _is_one(given: Any, names: Sequence[str]) -> bool:
+    return isinstance(given, dict) and len(given) == 1 and set(given) <= set(names)
+
+
+def _ends(domain: list | Domain) -> list:
+    """Return the values that are tried, or the ends of what is drawn from, if known."""
+    if isinstance(domain, list):
+        return domain
+    if isinstance(domain, Categorical):
+        return list(domain.categories)
+    if isinstance(domain, Integer):
+        return [domain.lower, domain.upper - 1]
+    if isinstance(domain, Float):
+        return [float(e) for e in (domain.lower, domain.upper) if math.isfinite(e)]
+    return []
 
 
 def run_sweep(
@@ -226,6 +296,7 @@ def run_sweep(
         raise SweepError("a `scheduler` takes the place of [asha]; leave one of them out.")
     tuning = {"scheduler": scheduler or sweep.scheduler(), "search_alg": search_alg}
     network, data = sweep.source.load()
+    _check_budgets(sweep, network, data)
     root = str(storage.local.resolve()) if storage.local else str(storage)
     share = gpus / (at_once or 1)
     where: dict[str, Any] = {}
@@ -265,6 +336,22 @@ def run_sweep(
         raise SweepError(f"all searches failed, the first with: {table['error'][0]}")
     storage.write("sweep.png", _draw(sweep, [r.metrics_dataframe for r in results], table))
     return table
+
+
+def _check_budgets(sweep: Sweep, network: nn.Module, data: Data) -> None:
+    """Find out before anything is started whether budgets can be reached.
+
+    Not those of latency, for which the network has to be measured.
+
+    Raises:
+        InputError: one cannot be.
+    """
+    known = []
+    for settings in sweep.variants():
+        about = settings.tracing, settings.budgets, settings.min_keep, settings.round_to
+        if about not in known and settings.latency is None and settings.round_to != "auto":
+            known.append(about)
+            Budget.of(trace(network, data.input_shape, **settings.tracing), settings)
 
 
 def _check_room(sweep: Sweep, gpus: float) -> None:
