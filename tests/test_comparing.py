@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from gnnrl_ray import Costs, cli, trace
+from gnnrl_ray.data import LOADERS
+from gnnrl_ray.data.digits import load_digits
 from gnnrl_ray.display.comparison import comparison_markdown, paired, summary
 from gnnrl_ray.errors import GnnrlError
-from gnnrl_ray.jobs.comparing import Comparison, compare
+from gnnrl_ray.jobs.comparing import Comparison, ComparisonError, compare
 from gnnrl_ray.run.directory import Run
 from gnnrl_ray.zoo import build_network
 from gnnrl_ray.zoo.weights import read_weights
@@ -76,7 +78,8 @@ def test_every_cell_is_searched_tuned_and_measured_once(home):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-def test_tasks_find_what_one_process_finds(home):
+def test_tasks_find_what_one_process_finds(home, monkeypatch):
+    monkeypatch.setitem(LOADERS, "digits", lambda _: load_digits())  # as in the tasks
     comparison = small(methods=["uniform"])
     here = compare(comparison, str(home / "here"))
     there = compare(comparison, str(home / "there"), at_once=2)
@@ -104,7 +107,10 @@ def test_what_fails_is_a_row_and_is_tried_again(home):
      ({"finetune": {"lr": -1}}, r"\[finetune\] lr"),
      ({"budgets": [{"energy": 1}]}, "energy"),
      ({"variants": {"mine": {"levels": 1}}}, "mine = .* no table with a method"),
-     ({"variants": {"random": {"method": "uniform"}}}, "a name that no method has"),
+     ({"variants": {"random": {"method": "uniform"}}}, "a name .* that no method has"),
+     ({"variants": {"../mine": {"method": "random"}}}, "a name of letters, digits"),
+     ({"variants": 3}, "variants has to be a table"), ({"search": []}, "search has to be"),
+     ({"networks": ["resnet21"]}, "resnet21"), ({"search": {"dataset": "mnist"}}, "mnist"),
      ({"variants": {"mine": {"method": "random", "levles": 1}}, "methods": ["mine"]},
       "levles")],
 )  # fmt: skip
@@ -127,8 +133,14 @@ def test_a_variant_is_a_method_with_settings_of_its_own():
 def test_files_that_are_no_comparison(home):
     for content in ("", "networks = 3", "x = [", FILE.replace("seeds", "sedes"), "\0"):
         (home / "file.toml").write_text(content)
-        with pytest.raises(GnnrlError):
+        with pytest.raises(ComparisonError, match=r"file\.toml"):
             Comparison.read(home / "file.toml")
+
+
+def test_nothing_but_failures_is_one(home):
+    with pytest.raises(ComparisonError, match=r"all searches failed, .* cannot be reached"):
+        compare(small(budgets=[{"flops": 0.0001}]), str(home / "out"))
+    assert "cannot be reached" in (home / "out/results.csv").read_text()
 
 
 def test_only_pruned_layers_are_updated(home):

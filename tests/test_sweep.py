@@ -193,6 +193,7 @@ def test_what_cannot_be_tried_is_named(search, space, message):
             for n in ("1", "nan", "'x'")
         ),
         ("asha = { grase = 3 }", r"\[asha\] knows grace and factor"),
+        ("asha = 3", "asha has to be a table"),
         ("tables = 3", "unexpected keyword argument 'tables'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -105,13 +106,16 @@ class Comparison:
         for name in ("networks", "budgets", "methods", "seeds"):
             if not isinstance(getattr(self, name), list) or not getattr(self, name):
                 raise ComparisonError(f"{name} has to be a list of one or more.")
+        for name in ("variants", "search", "finetune"):
+            if not isinstance(getattr(self, name), dict):
+                raise ComparisonError(f"{name} has to be a table.")
         for name, variant in self.variants.items():
             own = isinstance(variant, dict) and variant.get("method") in METHODS
-            if not own or name in METHODS:
+            if not own or name in METHODS or not re.fullmatch(r"[\w.+-]+", name):
                 raise ComparisonError(
                     f"variants has {name} = {variant!r}, which is no table with a "
-                    'method, such as { method = "gnn-rl", levels = 1 }, under a name that '
-                    "no method has."
+                    'method, such as { method = "gnn-rl", levels = 1 }, under a name of '
+                    "letters, digits, dots and hyphens that no method has."
                 )
             for key in variant:
                 if key not in SearchSettings.names() - _CELL | {"method"}:
@@ -136,7 +140,7 @@ class Comparison:
             raise ComparisonError(f"[finetune] knows {known}, not {unknown.pop()!r}.")
         self.tuning = Tuning.from_dict(self.finetune)
         for cell in self.cells():  # each is checked before the first is run
-            self.source(cell)
+            self.source(cell).check()
             self.settings(cell)
 
     @classmethod
@@ -151,10 +155,12 @@ class Comparison:
             given = tomllib.loads(path.read_text())
             if unknown := given.keys() - known:
                 raise ValueError(f"{unknown.pop()!r} is none of {', '.join(sorted(known))}")
+            if missing := {"networks", "budgets", "methods"} - given.keys():
+                raise ValueError(f"it does not say which {', '.join(sorted(missing))}")
             return cls(**given)
+        except InputError as error:
+            raise ComparisonError(f"{path}: {error}") from error
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            if isinstance(error, GnnrlError):
-                raise
             raise ComparisonError(f"{path} is not a comparison: {error}.") from error
 
     def cells(self) -> Iterator[Cell]:
@@ -209,6 +215,7 @@ def compare(
         A row for each search and seed of fine-tuning; failed ones have only ``error``.
 
     Raises:
+        ComparisonError: all searches failed.
         KeyboardInterrupt: after ``results.csv`` has been written with what there is.
     """
     storage = Storage(out)
@@ -233,6 +240,9 @@ def compare(
     finally:
         table = _table(comparison, rows)
         storage.write("results.csv", table.to_csv(index=False).encode())
+    errors = [row.get("error") for row in rows.values()]
+    if all(errors):
+        raise ComparisonError(f"all searches failed, the first with: {errors[0]}")
     return table
 
 

@@ -69,6 +69,9 @@ class Sweep:
     asha: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("search", "space", "asha"):
+            if not isinstance(getattr(self, name), dict):
+                raise SweepError(f"{name} has to be a table.")
         for name in (*self.search, *self.space):
             if name not in _SEARCH | AGENT_SETTINGS | _SAME:
                 raise unknown_setting(name, sorted(_SEARCH | AGENT_SETTINGS))
