@@ -14,6 +14,7 @@ on a CPU), or searched.
 
 import argparse
 import copy
+import faulthandler
 import itertools
 import json
 import os
@@ -329,8 +330,15 @@ class Bench:
         """Episodes of one epoch on actors that share the GPU, in one Ray."""
         import ray
 
+        folder = self.out.resolve()
+
+        def stacks() -> None:  # tell where time is lost between processes
+            write_stacks(folder)
+
+        stacks()
         if not ray.is_initialized():
-            ray.init(include_dashboard=False, log_to_driver=False)
+            ray.init(include_dashboard=False, log_to_driver=False,
+                     runtime_env={"worker_process_setup_hook": stacks})  # fmt: skip
         return [self.sharing(name, count) for count in self.size.actors]
 
     def sharing(self, name: str, count: int) -> Row:
@@ -387,6 +395,13 @@ class Bench:
                episodes=self.size.episodes, device=str(self.device),
                out=self.out / name, overwrite=True)  # fmt: skip
         return self.out / name
+
+
+def write_stacks(folder: Path, every: float = 20.0) -> None:
+    """Write what this process is at to ``folder``/stacks/PID.txt, every so many seconds."""
+    (folder / "stacks").mkdir(parents=True, exist_ok=True)
+    file = (folder / "stacks" / f"{os.getpid()}.txt").open("w")  # for as long as it lives
+    faulthandler.dump_traceback_later(every, repeat=True, file=file)
 
 
 def main() -> None:

@@ -150,7 +150,7 @@ def run(words, capsys, monkeypatch):
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=pytest.mark.slow if page.stem == "results" else [])
+    [pytest.param(page, marks=[pytest.mark.slow] * (page.stem in ("budgets", "results")))
      for page in PAGES],
     ids=lambda page: page.name,
 )  # fmt: skip
