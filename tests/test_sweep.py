@@ -85,6 +85,11 @@ def test_spaces_schedulers_and_searchers_of_ray_tune(tmp_path):
     assert (table["error"] == "").all()
 
 
+def test_ends_that_are_never_drawn_may_be_out_of_bounds():
+    space = {"min_keep": {"uniform": [0.1, 1]}, "flops": {"uniform": [0, 1]}}
+    assert Sweep({}, space, samples=3).size == 3
+
+
 def test_what_ray_tune_has_is_taken_as_it_is():
     from ray import tune
 
@@ -166,7 +171,7 @@ def test_what_there_is_no_room_for_is_refused(tmp_path, more, gpus):
         ({}, {"min_keep": [0.1, 2.0]}, "--min-keep 2.0 must be less than 1"),
         ({}, {"method": ["random", "dice"]}, "--method 'dice' is not one of"),
         ({}, {"noise": [0.5]}, "noise"),  # the default agent has none
-        ({}, {"min_keep": {"uniform": [0, 2]}}, "--min-keep 2.* must be less than 1"),
+        ({}, {"min_keep": {"uniform": [0, 2]}}, "--min-keep 1.99.* must be less than 1"),
         ({}, {"min_keep": {"uniform": [0.5, 0.1]}}, "two numbers, the smaller first"),
         ({}, {"min_keep": {"uniform": [0.5]}}, "two numbers, the smaller first"),
         ({}, {"min_keep": {"uniform": [0.1, "x"]}}, "two numbers, the smaller first"),
@@ -175,7 +180,7 @@ def test_what_there_is_no_room_for_is_refused(tmp_path, more, gpus):
         ({}, {"min_keep": {"loguniform": [0, 0.1]}}, "min_keep = { loguniform ="),
         ({}, {"min_keep": {"choice": []}}, "one or more values"),
         ({}, {"seed": {"randint": [0.5, 2]}}, "two whole numbers, the smaller first"),
-        ({}, {"seed": {"uniform": [0, 2]}}, "--seed 0.* is not a whole number"),
+        ({}, {"seed": {"uniform": [0, 2]}}, "--seed 2e-06 is not a whole number"),
     ],
 )
 def test_what_cannot_be_tried_is_named(search, space, message):

@@ -38,6 +38,7 @@ _SEARCH = SearchSettings.names() - {"agent", "address", "wait_for_nodes"}
 # What is the same in all searches: what they are about, and what they need.
 _SAME = Source.names() | {"episodes", "env_runners", "cpus_per_env_runner"}
 _GRACE, _FACTOR = 30, 3  # of ASHA
+_MARGIN = 1e-6  # of a range, beside its ends
 Progress = Callable[[dict[str, dict]], None]
 
 
@@ -237,15 +238,17 @@ def _is_one(given: Any, names: Sequence[str]) -> bool:
 
 
 def _ends(domain: list | Domain) -> list:
-    """Return the values that are tried, or the ends of what is drawn from, if known."""
+    """Return the values that are tried, or two near the ends of what is drawn from."""
     if isinstance(domain, list):
         return domain
     if isinstance(domain, Categorical):
         return list(domain.categories)
     if isinstance(domain, Integer):
         return [domain.lower, domain.upper - 1]
-    if isinstance(domain, Float):
-        return [float(e) for e in (domain.lower, domain.upper) if math.isfinite(e)]
+    if isinstance(domain, Float) and math.isfinite(domain.upper - domain.lower):
+        # A setting that has to be below 1 may be drawn from [0, 1): ends are not drawn.
+        margin = _MARGIN * (domain.upper - domain.lower)
+        return [domain.lower + margin, domain.upper - margin]
     return []
 
 
