@@ -12,6 +12,8 @@ import pytest
 import gnnrl_ray
 from gnnrl_ray import SearchSettings, cli
 from gnnrl_ray.errors import Notice
+from gnnrl_ray.jobs.comparing import Comparison
+from gnnrl_ray.jobs.sweep import Sweep
 from gnnrl_ray.tracing import symbolic as symbolic_module
 from gnnrl_ray.zoo.weights import save_weights
 
@@ -408,6 +410,17 @@ def test_runs_written_before_0_1_0_go_on(command, home):
     assert code == 0, err
     assert "best of 4" in out
     assert json.loads((home / "run/run.json").read_text())["source"] == source
+
+
+@pytest.mark.parametrize("name", ["sweep", "compare"])
+def test_an_example_to_begin_with(command, home, name):
+    """Comes with the wheel, and is a file that the command takes."""
+    code, out, err = command(name, "--example")
+    assert (code, err) == (0, "")
+    (home / "file.toml").write_text(out)
+    kind = {"sweep": Sweep, "compare": Comparison}[name]
+    assert kind.read(home / "file.toml").search["dataset"] == "cifar10"
+    assert "--example" in command(name, "--help")[1]
 
 
 def test_version(command):

@@ -6,13 +6,18 @@ from typing import Annotated
 
 import typer
 
-from gnnrl_ray.commands.terminal import JsonOption, QuietOption, console, errors, stop
+from gnnrl_ray.commands.terminal import (
+    JsonOption,
+    QuietOption,
+    console,
+    errors,
+    example_option,
+    stop,
+)
 
 
 def compare_command(
-    file: Annotated[
-        Path, typer.Argument(help="TOML; see tuned_examples/compare_resnet20.toml.")
-    ],
+    file: Annotated[Path, typer.Argument(help="TOML; see --example.")],
     out: Annotated[
         str | None,
         typer.Option(help="Directory that all nodes see, or URI; default: compared/FILE."),
@@ -24,6 +29,7 @@ def compare_command(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to run on, as for `search`.")
     ] = None,
+    example: Annotated[bool, example_option("compare_resnet20.toml")] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from gnnrl_ray.commands.terminal import JsonOption, QuietOption, console, errors, stop
+from gnnrl_ray.commands.terminal import (
+    JsonOption,
+    QuietOption,
+    console,
+    errors,
+    example_option,
+    stop,
+)
 from gnnrl_ray.jobs.trackers import Trackers
 from gnnrl_ray.options import settings_as_options
 
@@ -15,9 +22,7 @@ from gnnrl_ray.options import settings_as_options
 @settings_as_options(trackers=Trackers)
 def sweep_command(
     trackers: dict,
-    file: Annotated[
-        Path, typer.Argument(help="TOML; see tuned_examples/sweep_warmup_noise.toml.")
-    ],
+    file: Annotated[Path, typer.Argument(help="TOML; see --example.")],
     out: Annotated[
         str | None,
         typer.Option(help="Directory that all nodes see, or a URI; default: sweeps/FILE."),
@@ -37,6 +42,7 @@ def sweep_command(
         Path | None, typer.Option(help="Folder of the data, if not that of FILE.")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the sweep in --out.")] = False,
+    example: Annotated[bool, example_option("sweep_warmup_noise.toml")] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:

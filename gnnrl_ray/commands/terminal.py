@@ -1,6 +1,8 @@
 """What commands have in common on a terminal."""
 
-from typing import Annotated, NoReturn
+from importlib.metadata import files
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -24,6 +26,27 @@ SeedOption = Annotated[
 ]
 RateOption = Annotated[float, typer.Option(min=0, max=1e3, help="Peak learning rate.")]
 BatchOption = Annotated[int, typer.Option(min=2, help="Images in one step.")]
+
+
+def example_option(name: str) -> Any:
+    """Return the option ``--example``: print a file of tuned_examples/, and end.
+
+    It is in the checkout, or where a wheel puts what is no module.
+    """
+
+    def show(wanted: bool) -> None:
+        if not wanted:
+            return
+        place = Path(__file__).parents[2] / "tuned_examples" / name
+        if not place.is_file():
+            (found,) = (path for path in files("gnnrl-ray") or () if path.name == name)
+            place = Path(str(found.locate()))
+        print(place.read_text(), end="")
+        raise typer.Exit
+
+    return typer.Option(
+        "--example", help="Print a file to begin with.", callback=show, is_eager=True
+    )
 
 
 def stop(said: str) -> NoReturn:
