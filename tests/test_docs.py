@@ -123,6 +123,10 @@ def readers_place(tmp_path, monkeypatch, few_digits):
         del sys.modules[name]
 
 
+def test_commands_are_found():
+    assert sum(len(list(commands(page))) for page in PAGES) > 30
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_are_understood(page):
     """Names and values as they are written; nothing is run."""

@@ -221,11 +221,11 @@ def _domain(name: str, given: Any) -> list | Domain:
     kinds = int if draw == "randint" else (int, float)
     bounds = isinstance(values, list) and all(isinstance(value, kinds) for value in values)
     if draw == "choice" or not bounds or len(values) != 2 or not values[0] < values[1]:
-        what = {"choice": "one or more values", "randint": "two whole numbers"}
+        needed = {"choice": "one or more values",
+                  "randint": "two whole numbers, the smaller first"}  # fmt: skip
         raise SweepError(
             f"{name} = {{ {draw} = {values!r} }} has to have "
-            f"{what.get(draw, 'two numbers')}"
-            + (", the smaller first." if draw != "choice" else ".")
+            f"{needed.get(draw, 'two numbers, the smaller first')}."
         )
     try:
         return getattr(tune, draw)(*values)
