@@ -1,6 +1,7 @@
 """What a score should cost: equal time for searches that score in different ways.
 
-    python -m benchmarks.scoring_cost --out DIR [--seconds 3600] [--seeds 0 1] [--json FILE]
+    python -m benchmarks.scoring_cost --out DIR [--seconds 3600] [--seeds 0 1] [--ways ...]
+                                      [--json FILE]
 
 ResNet-20 on CIFAR-10 at half the multiply-accumulates. Every search has the same CPU
 seconds: for many candidates with statistics of their own, for fewer that are trained for
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where the runs are")
     parser.add_argument("--seconds", type=float, default=3600.0, help="for each search")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--method", default="gnn-rl")
     parser.add_argument("--epochs", type=int, default=10, help="of fine-tuning")
     parser.add_argument("--json", help="write the figures to this file")
@@ -53,10 +55,10 @@ def main() -> None:
     costs, recipe = Costs(trace(network, data.input_shape)), Recipe(epochs=arguments.epochs)
     rows = []
     for seed in arguments.seeds:
-        for name, settings in WAYS.items():
+        for name in arguments.ways:
             out = arguments.out / f"{name.replace(' ', '_')}-{seed}"
             if not (out / "row.json").exists():
-                about = settings | {
+                about = WAYS[name] | {
                     "method": arguments.method, "seed": seed, "precision": "bfloat16",
                     "device": "cpu",
                 }  # fmt: skip

@@ -33,6 +33,18 @@ def test_the_headline_is_what_was_measured():
 def test_the_tables_of_methods_are_what_was_measured():
     text = methods.PAGE.read_text()
     assert methods.render(text) == text
+    text = methods.README.read_text()
+    assert methods.insert(text) == text
+
+
+def test_the_picture_of_methods_shows_what_was_measured():
+    rows = (methods.RESULTS / "methods_resnet20/rows").glob("*-flops0.5-random-*.json")
+    found = [json.loads(row.read_text())["curve"]["180"] for row in rows]
+    axis, _ = methods.draw().axes
+    (line,) = [line for line in axis.lines if str(line.get_label()).startswith("random")]
+    assert line.get_xdata()[-1] == 180
+    assert line.get_ydata()[-1] == pytest.approx(100 * sum(found) / len(found))
+    assert methods.PICTURE.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", *sorted(
@@ -217,16 +229,16 @@ def test_the_script_for_data_of_ones_own_runs(tmp_path, monkeypatch, capsys):
 @pytest.mark.usefixtures("ray_session", "weights", "few_digits")
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (script,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
-    )
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    script = "".join(blocks)
+    assert len(blocks[0].splitlines()) <= 10
     smaller = {"cifar10": "digits", "180": '2, finetune="none"', "steps=2000": "steps=2"}
     for written, instead in smaller.items():
         assert script.count(written) == 1
         script = script.replace(written, instead)
     names = {"__name__": "__main__"}
     exec(compile(script, "README.md", "exec"), names)
-    costs, scored, *_ = capsys.readouterr().out.splitlines()
+    scored, *_, costs = capsys.readouterr().out.splitlines()
     assert costs == "40551040"
     said, again = map(float, scored.split())
     assert said == pytest.approx(again, abs=0.01)
