@@ -65,6 +65,7 @@ def build_app(words: Sequence[str] = ()) -> typer.Typer:
         help="Find how many channels each layer of a CNN keeps, and remove the others.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",  # else lines of a docstring stay lines
     )
     app.callback()(_callback)  # or a command that stands alone would need no name
     if words and words[0] in COMMANDS:

@@ -318,7 +318,7 @@ class SearchSettings(Checked):
         1, "Images in a pass that --latency is of.", least=1, most=10**5
     )
     episodes: int = setting(
-        180, "Candidates to score; of gnn-rl, the first 30 at random.", least=1, free=True
+        180, "Candidates to score; rules have one.", least=1, free=True
     )
     method: str = setting("gnn-rl", "How to search.", choices="gnnrl_ray.methods:METHODS")
     finetune: str | int = setting(

@@ -1,9 +1,11 @@
 """What documents say of figures and files is so."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from glob import glob
 from pathlib import Path
@@ -73,6 +75,7 @@ INSTEAD = {
     "cifar10": "digits", "cifar100": "digits",
     "BUDGET": "0.5", "SEED": "0", "METHOD": "random", "NAME": "mobilenet_v2", "N": "1",
 }  # fmt: skip
+LONG = ("budgets", "reproduce", "results")
 # Of options that are given twice, the last counts.
 SMALLER = {
     "search": "--episodes 2 --finetune none --precision plain --epochs 0",
@@ -122,13 +125,13 @@ def readers_place(tmp_path, monkeypatch, few_digits):
             (tmp_path / f"imagenet/{part}/{label}").mkdir(parents=True)
             for image in range(4):
                 save_image(torch.rand(3, 40, 40), f"imagenet/{part}/{label}/{image}.png")
-    for path in [*ROOT.glob("tuned_examples/*.toml"), *ROOT.glob("benchmarks/*.toml")]:
-        text = path.read_text().replace("cifar10", "digits").replace("= 180", "= 2")
+    for path in [*ROOT.glob("tuned_examples/**/*.toml"), *ROOT.glob("benchmarks/*.toml")]:
+        text = re.sub("cifar100?", "digits", path.read_text()).replace("= 180", "= 2")
         text = re.sub(r"(epochs|grace) = \d+", r"\1 = 1", text)
         text = re.sub(r"(methods|seeds?|warmup_\w+|noise\w*) = \[\s*(\S+?),[^]]*\]",
                       r"\1 = [\2]", text)  # fmt: skip
         path = tmp_path / path.relative_to(ROOT)
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     yield tmp_path
     for name in [name for name in sys.modules if name.startswith("mypackage")]:
@@ -166,8 +169,7 @@ def run(words, capsys, monkeypatch):
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[pytest.mark.slow] * (page.stem in ("budgets", "results")))
-     for page in PAGES],
+    [pytest.param(page, marks=[pytest.mark.slow] * (page.stem in LONG)) for page in PAGES],
     ids=lambda page: page.name,
 )  # fmt: skip
 def test_commands_are_run(page, readers_place, capsys, monkeypatch):
@@ -243,6 +245,70 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     said, again = map(float, scored.split())
     assert said == pytest.approx(again, abs=0.01)
     assert len(names["found"].history) == 2
+
+
+EXTENDED = """
+import numpy as np
+import torch
+from torch import nn
+from gnnrl_ray import search, trace
+from gnnrl_ray.pruning.importance import importances
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.gated = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 16, 3)
+        self.head = nn.Linear(8, 10)
+    def forward(self, x):
+        x = nn.functional.glu(self.gated(self.first(x).relu()), 1)
+        return self.head(x.mean((2, 3)))
+
+torch.manual_seed(0)
+batches = [(torch.randn(20, 1, 8, 8), torch.arange(20) % 10)]
+network = Gated()
+groups = trace(network, (1, 8, 8))
+assert tuple(groups.widths) == (8, 8), groups.widths
+best = search(
+    network, (batches, batches), method="greedy", importance="max", channels=0.6,
+    patience=3, episodes=4, precision="plain", out="run", progress=False,
+).best
+assert sum(best.widths) == 9, best.widths
+ranks = importances(network, groups, "max")[0]
+assert np.allclose(ranks, network.first.weight.abs().amax((1, 2, 3)).detach())
+"""
+
+
+@pytest.mark.notebook
+def test_the_guide_to_extending_holds(tmp_path):
+    """Every change that is shown, made in a copy of the package, and used together."""
+    package = tmp_path / "gnnrl_ray"
+    shutil.copytree(ROOT / "gnnrl_ray", package)
+    text = (ROOT / "docs/extending.md").read_text()
+    (patience, greedy, cost, count, limit, importance, rule, row) = re.findall(
+        r"```python\n(.*?)```", text, re.DOTALL
+    )
+    (package / "methods/greedy.py").write_text(greedy)
+    line = '    "greedy": "gnnrl_ray.methods.greedy:Greedy",\n'
+    known = "    _gated: {nn.GLU, F.glu},\n"
+    for file, place, instead in (
+        ("methods/__init__.py", "METHODS = {\n", f"METHODS = {{\n{line}"),
+        ("settings.py", "    episodes: int =", f"{patience}{limit}    episodes: int ="),
+        ("settings.py", "BUDGETS = (", 'BUDGETS = ("channels", '),
+        ("settings.py", "IMPORTANCES = (", 'IMPORTANCES = ("max", '),
+        ("pruning/budget.py", "# Of each kind of cost:", f"{count}# Of each kind of cost:"),
+        ("pruning/budget.py", '    "flops": (', f'{cost}    "flops": ('),
+        ("pruning/importance.py", '    "l1": lambda', f'{importance}    "l1": lambda'),
+        ("tracing/effects.py", "def _gated(", f"{rule}\n\ndef _gated("),
+        ("tracing/effects.py", known, row),
+    ):
+        before = (package / file).read_text()
+        assert before.count(place) == 1, place
+        (package / file).write_text(before.replace(place, instead))
+    found = subprocess.run(
+        [sys.executable, "-c", EXTENDED], cwd=tmp_path, text=True, capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)}, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
 
 
 @pytest.mark.cluster
