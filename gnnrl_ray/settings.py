@@ -317,9 +317,7 @@ class SearchSettings(Checked):
     latency_batch: int = setting(
         1, "Images in a pass that --latency is of.", least=1, most=10**5
     )
-    episodes: int = setting(
-        180, "Candidates to score; rules have one.", least=1, free=True
-    )
+    episodes: int = setting(180, "Candidates to score; rules have one.", least=1, free=True)
     method: str = setting("gnn-rl", "How to search.", choices="gnnrl_ray.methods:METHODS")
     finetune: str | int = setting(
         "recalibrate",
