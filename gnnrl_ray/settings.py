@@ -6,6 +6,7 @@ what ``run.json`` keeps, what may change when a run goes on, and all checks of v
 """
 
 import dataclasses
+import difflib
 import importlib
 import json
 import math
@@ -468,7 +469,11 @@ class SearchSettings(Checked):
 
 def unknown_setting(name: str, known: Iterable[str]) -> InputError:
     """Return the error that says what there is instead of ``name``."""
-    return InputError(f"{name!r} is no setting of a search; known: {', '.join(known)}.")
+    near = difflib.get_close_matches(name, known := list(known), 1)
+    meant = f"; did you mean {near[0]}?" if near else ";"
+    return InputError(
+        f"{name!r} is no setting of a search{meant} known: {', '.join(known)}."
+    )
 
 
 Progress = Callable[[int, Any], None]

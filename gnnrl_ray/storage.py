@@ -79,10 +79,16 @@ class Storage:
             self._files.pipe_file(f"{self._root}/{name}", content)
             return
         path = self.local / name
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name a file in it.")
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
-        _write_through(partial, "wb", content)
-        partial.replace(path)
+        try:
+            _write_through(partial, "wb", content)
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
     def append(self, name: str, content: bytes) -> None:
         """Add to the end of the file; what is behind a URI is written anew."""

@@ -58,6 +58,22 @@ class Unsized:
         yield from ((torch.rand(n, 3, 4, 5), torch.zeros(n).long()) for n in (3, 3, 2))
 
 
+class Once:
+    """Says that it can be gone through, and has been."""
+
+    def __iter__(self):
+        return iter([])
+
+
+def test_one_that_runs_dry_is_named():
+    """It is no iterator itself, so that nothing can be known before its second pass."""
+    batches = iter(Unsized())
+    loader = Loader(type("Dry", (), {"__iter__": lambda self: batches})())
+    assert len(list(loader.batches())) == 3
+    with pytest.raises(DataError, match="the loader loader yields nothing, or"):
+        loader.first()
+
+
 def test_sizes_are_known_or_counted():
     assert (len(Loader(pairs(20))), Loader(pairs(20)).batch_count(99)) == (20, 3)
     assert (len(Loader(Unsized())), Loader(Unsized()).batch_count(99)) == (8, 3)
@@ -93,7 +109,8 @@ def test_a_loader_scores_as_a_split_does(network, digits):
     ("given", "said"),
     [
         ([], "yields nothing"),
-        (iter([(torch.rand(2, 3, 4, 4), torch.zeros(2))]), "yields nothing"),  # once only
+        (iter([(torch.rand(2, 3, 4, 4), torch.zeros(2))]), "only once, as a generator can"),
+        (Once(), "only once"),
         ([torch.rand(2, 3, 4, 4)], r"pairs of images and targets, but yields float32 \[2"),
         ([(torch.rand(2, 3, 4, 4),)], "but yields a tuple of 1"),
         ([("ab", torch.zeros(2))], "images as floating-point"),
@@ -103,8 +120,6 @@ def test_a_loader_scores_as_a_split_does(network, digits):
 )
 def test_what_is_no_loader_is_named(given, said):
     good = pairs(8)
-    if not isinstance(given, list | int):
-        list(given)
     with pytest.raises(DataError, match=said):
         Data.of(good, given)
     with pytest.raises(DataError, match=said):

@@ -94,6 +94,37 @@ def test_a_score_of_ones_own_decides(regressor, loaders, tmp_path, method, finet
     assert again.history[:5].equals(found.history)
 
 
+@pytest.mark.parametrize("method", ["random", "gnn-rl"])
+@pytest.mark.parametrize("kind", ["score", "finetune"])
+def test_what_fails_late_is_named_and_costs_nothing_else(
+    regressor, loaders, tmp_path, method, kind
+):
+    left = [3]
+
+    def fails(network, _=None):
+        left[0] -= 1
+        if not left[0]:
+            raise OSError("the disk is gone")
+
+    def score(network, validation):
+        if kind == "score":
+            fails(network)
+        return explained(network, validation)
+
+    given = {
+        "score": Metric(score, "R2", low=-1), "loss": loss, "method": method,
+        "out": tmp_path / "run", "finetune": fails if kind == "finetune" else "none",
+        "agent": AGENT if method == "gnn-rl" else {},
+    }  # fmt: skip
+    with pytest.raises(ScoreError, match="raised OSError: the disk is gone"):
+        search(regressor, loaders, **given, **SHORT)
+    kept = (tmp_path / "run/journal.jsonl").read_text()
+    assert kept
+    found = search(regressor, loaders, **given, **SHORT, resume=True)
+    assert len(found.history) == SHORT["episodes"]
+    assert (tmp_path / "run/journal.jsonl").read_text().startswith(kept)
+
+
 def test_what_ones_own_training_made_of_the_winner_is_kept(regressor, loaders, tmp_path):
     trained = []
 

@@ -110,8 +110,10 @@ def test_only_what_is_free_may_change():
 def test_what_is_not_a_setting_is_named():
     from gnnrl_ray import search
 
-    with pytest.raises(InputError, match="'flop' is no setting of a search"):
+    with pytest.raises(InputError, match="of a search; did you mean flops"):
         search(None, None, flop=0.5)
+    with pytest.raises(InputError, match="not a NoneType; "):
+        search(None, None, flops=0.5)
 
 
 def test_there_is_one_default_data_set():

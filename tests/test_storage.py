@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from gnnrl_ray.errors import InputError
 from gnnrl_ray.storage import Storage
 
 
@@ -86,3 +87,11 @@ def test_a_full_disk_is_named_and_harms_nothing(tmp_path):
     assert folder.read("a") == b"as it was"
     with pytest.raises(OSError, match=r"No space left on device: '.*/log'"):
         folder.append("log", b"line\n")
+    assert folder.names() == {"a", "log"}  # nothing half done
+
+
+def test_a_folder_is_no_file(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    with pytest.raises(InputError, match="/a is a folder; name a file in it"):
+        Storage(tmp_path).write("a", b"x")
+    assert Storage(tmp_path).names() == {"a"}

@@ -401,8 +401,15 @@ class DDPGEnvRunner(SingleAgentEnvRunner):
         try:
             return self.run_episode(number, **request)
         except Exception as error:
-            cause = error.__cause__ or error  # RLlib wraps what environments raise
-            return Finished(number, failed=f"{type(cause).__name__}: {cause}")
+            return Finished(number, failed=f"{type(error).__name__}: {error}")
+
+    def _try_env_step(self, actions: list) -> Any:
+        """Let what an environment raises be seen as what it is, and once."""
+        if self.config.restart_failed_sub_environments:
+            return super()._try_env_step(actions)
+        results = self.env.step(actions)
+        self._log_env_steps(metric=self._metrics_num_try_env_step, num_steps=1)
+        return results
 
     def _try_env_reset(self, *, seed: int | None = None, options: dict | None = None):
         return super()._try_env_reset(seed=seed, options=options or self._options)

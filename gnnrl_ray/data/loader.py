@@ -85,20 +85,15 @@ class Loader:
 
     def check(self) -> None:
         """Raise a :class:`DataError` if its first batch is none; it is looked at once."""
+        if isinstance(
+            self.given, Iterator
+        ):  # lists and DataLoaders make a new one each time
+            raise self._gone_through
         _ = self.input_shape
 
     def first(self) -> tuple[Images, Any]:
-        """Return the first batch.
-
-        Raises:
-            DataError: there is none, or it is no pair of images and targets.
-        """
-        for batch in self.batches():
-            return batch
-        raise DataError(
-            f"the {self.name} loader yields nothing; is it a generator that has been gone "
-            "through? A list or a DataLoader can be gone through again."
-        )
+        """Return the first batch; raises as :meth:`batches` does."""
+        return next(self.batches())
 
     def to(self, device: torch.device | str) -> "Loader":
         """Return the same loader, with batches on ``device``."""
@@ -123,9 +118,22 @@ class Loader:
         Args:
             size: is the loader's own.
             generator: its state seeds torch's for this pass, and moves on.
+
+        Raises:
+            DataError: there is none, or one is no pair of images and targets.
         """
+        batch = None
         for batch in _seeded(self.given, generator):
             yield self._checked(batch)
+        if batch is None:
+            raise self._gone_through
+
+    @property
+    def _gone_through(self) -> DataError:
+        return DataError(
+            f"the {self.name} loader yields nothing, or can be gone through only once, as "
+            "a generator can; a list or a DataLoader can be gone through again."
+        )
 
     def _checked(self, batch: object) -> tuple[Images, Any]:
         if not isinstance(batch, Sequence) or isinstance(batch, str) or len(batch) != 2:

@@ -116,6 +116,11 @@ def search(
         changes["finetune"] = OWN
     else:
         training = None
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            f"the network has to be a torch.nn.Module, not a {type(network).__name__}; "
+            "Source(network=NAME).load() returns one of the zoo, and its data."
+        )
     task = OwnTask.of(score, loss, training)
     data = as_data(data)
     before = Run.open(out) if resume and out is not None else None
