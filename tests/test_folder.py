@@ -217,7 +217,11 @@ def test_other_trees_are_said(tmp_path):
     with pytest.raises(DataError, match="one class, 'ants'"):
         load_folder(tmp_path / "one")
     draw(tmp_path / "one/bees/0.png", rng)
-    with pytest.raises(DataError, match="too few"):
+    (tmp_path / "half").mkdir()
+    (root / "train").rename(tmp_path / "half/train")
+    with pytest.raises(DataError, match="one class, 'train'; val/ is missing"):
+        load_folder(tmp_path / "half")
+    with pytest.raises(DataError, match="0 validation images are too few"):
         load_data(f"folder:{tmp_path / 'one'}", image_size=32)
     with pytest.raises(GnnrlError, match="--image-size is of images of your own"):
         load_data("digits", image_size=32)

@@ -120,7 +120,10 @@ class Data:
                 split.check()
                 continue
             if len(split) < 2:
-                raise DataError(f"{self.name}: {len(split)} images are too few to {name}.")
+                raise DataError(
+                    f"{self.name}: {len(split)} {name} images are too few; there have to "
+                    "be two."
+                )
             least, most = int(split.labels.min()), int(split.labels.max())
             if least < 0 or (self.classes is not None and most >= self.classes):
                 classes = self.classes or most + 1

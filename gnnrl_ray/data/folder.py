@@ -106,7 +106,8 @@ def _listed(path: Path) -> tuple[Samples, Samples, int]:
         )
         classes = every.classes
     if len(classes) < 2:
-        raise DataError(f"{path} holds one class, {classes[0]!r}; there have to be two.")
+        only = "val/ is missing" if classes == ["train"] else "there have to be two"
+        raise DataError(f"{path} holds one class, {classes[0]!r}; {only}.")
     return *found, len(classes)
 
 
