@@ -25,6 +25,7 @@ _TOO_LARGE = 2**53  # of what is counted
 _MOST_PIXELS = 2**26  # of one image: 100 times those of a photograph for ImageNet
 
 BUDGETS = ("flops", "params", "activations", "memory", "latency")
+_NO_MANNER = {*BUDGETS, "latency_batch", "method", "seed", "precision"}
 PRECISIONS = ("plain", "float32", "bfloat16")
 TIMEOUTS = ("fit", "penalty")
 IMPORTANCES = ("l1", "l2", "median", "bn", "taylor", "random")
@@ -460,6 +461,35 @@ class SearchSettings(Checked):
         """What a candidate may cost, by the kind of cost."""
         given = {name: getattr(self, name) for name in BUDGETS}
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def limits(self) -> str:
+        """The budgets as they are typed, ``--flops 0.5``."""
+        return " ".join(f"{flag(name)} {value:g}" for name, value in self.budgets.items())
+
+    @property
+    def manner(self) -> str:
+        """The method, with all else that decides what it finds and is not as by default.
+
+        As it is typed, ``gnn-rl --finetune 200``; without budgets, seed and hardware.
+        """
+        plain, words = type(self)(), [self.method]
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name in _NO_MANNER or field.metadata.get("free"):
+                continue
+            presets = field.metadata.get("presets", {})
+            if value == getattr(plain, name):
+                continue
+            if isinstance(value, bool):
+                words.append(flag(name) if value else flag(f"no_{name}"))
+            elif isinstance(value, dict):
+                known = [word for word, preset in presets.items() if preset == value]
+                given = known or [f"{key}={value[key]}" for key in sorted(value)]
+                words += [f"{flag(name)} {word}" for word in given]
+            else:
+                words.append(f"{flag(name)} {value}")
+        return " ".join(words)
 
     @property
     def tracing(self) -> dict[str, Any]:

@@ -39,19 +39,24 @@ def runs(tmp_path_factory):
     for method, accuracies in ACCURACIES.items():
         for seed in (0, 1):
             settings = SearchSettings(method=method, seed=seed, flops=0.5)
-            budget = Budget.of(groups, settings)
-            source = Source(network="resnet20", dataset="digits")
-            run = Run.create(root / f"{method}-{seed}", settings, source, 10)
-            for number, accuracy in enumerate(accuracies):
-                widths = budget.reach(rng.random(len(groups.widths)))
-                found = accuracy + 0.01 * seed
-                macs, params = budget.costs.macs(widths), budget.costs.params(widths)
-                outcome = Outcome(tuple(widths.tolist()), int(macs), int(params), found,
-                                  found - 1, 1.0)  # fmt: skip
-                run.journal.append(number, outcome)
-                if run.journal.best()[0] == number:
-                    run.write_best(budget, keep(rank(network, groups), widths))
+            write(root / f"{method}-{seed}", settings, accuracies, network, groups, rng)
     return root
+
+
+def write(folder, settings, accuracies, network, groups, rng):
+    budget = Budget.of(groups, settings)
+    source = Source(network="resnet20", dataset="digits")
+    run = Run.create(folder, settings, source, 10)
+    for number, accuracy in enumerate(accuracies):
+        widths = budget.reach(rng.random(len(groups.widths)))
+        found = accuracy + 0.01 * settings.seed
+        macs, params = budget.costs.macs(widths), budget.costs.params(widths)
+        outcome = Outcome(
+            tuple(widths.tolist()), int(macs), int(params), found, found - 1, 1.0
+        )
+        run.journal.append(number, outcome)
+        if run.journal.best()[0] == number:
+            run.write_best(budget, keep(rank(network, groups), widths))
 
 
 def curves_of(root):
@@ -167,3 +172,30 @@ def test_places_without_runs_are_said(tmp_path):
         report_command([str(tmp_path / "nowhere")], tmp_path)
     with pytest.raises(GnnrlError, match="no run with a candidate"):
         report_command([str(tmp_path)], tmp_path)
+
+
+def test_what_was_searched_in_other_ways_is_not_averaged(tmp_path):
+    """Scores after training are of another kind; so are budgets, and agents."""
+    network = build_network("resnet20").eval()
+    groups, rng = trace(network, (3, 32, 32)), np.random.default_rng(0)
+    ways = {
+        "gnn-rl": {}, "gnn-rl --finetune 200": {"finetune": 200},
+        "gnn-rl --agent paper": {"agent": {"algorithm": "ddpg"}},
+        "gnn-rl --no-fit --agent hidden=[8]": {"agent": {"hidden": [8]}, "fit": False},
+    }  # fmt: skip
+    for n, way in enumerate(ways.values()):
+        for seed in (0, 1):
+            settings = SearchSettings(seed=seed, flops=0.5, env_runners=seed, **way)
+            write(tmp_path / f"{n}-{seed}", settings, [0.1 * n, 0.2], network, groups, rng)
+    settings = SearchSettings(flops=0.4)
+    write(tmp_path / "less", settings, [0.4, 0.5], network, groups, rng)
+    curves = curves_of(tmp_path)
+    searches, accuracies, methods = sheets_of(curves)
+    assert {row[2] for row in searches.rows} == set(ways)
+    assert [row[2:4] for row in methods.rows] == [[way, "2"] for way in ways]
+    assert sorted((row[2], row[3]) for row in accuracies.rows) == sorted(
+        [*((way, "2") for way in ways), ("gnn-rl", "1")]
+    )
+    assert {curve.cell for curve in curves} == {
+        "resnet20 on digits, --flops 0.5", "resnet20 on digits, --flops 0.4",
+    }  # fmt: skip

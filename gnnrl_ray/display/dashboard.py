@@ -166,7 +166,7 @@ def _row(folder: str, run: Run) -> tuple[str, ...]:
     settings, done = run.settings, len(run.journal)
     total = method_of(settings.method).candidates(settings)
     best, journal = run.journal.best(), Path(folder) / "journal.jsonl"
-    about = (folder, settings.method, str(settings.seed), f"{done} of {total}")
+    about = (folder, settings.manner, str(settings.seed), f"{done} of {total}")
     if best is None:
         return *about, "", "", ""
     ago = time.time() - journal.stat().st_mtime

@@ -13,7 +13,6 @@ from gnnrl_ray.display.paper import Sheet, accuracy_sheet, speed_sheet
 from gnnrl_ray.display.report import budget_used
 from gnnrl_ray.graph.facts import inside_blocks
 from gnnrl_ray.run.directory import Run
-from gnnrl_ray.settings import flag
 from gnnrl_ray.tracing.groups import ChannelGroups, trace
 from gnnrl_ray.zoo import build_network, is_ours
 
@@ -46,10 +45,15 @@ class Curve:
     @classmethod
     def of(cls, run: Run) -> "Curve":
         """Read a run."""
-        limits = ", ".join(f"{flag(n)} {v:g}" for n, v in run.settings.budgets.items())
         accuracies = [outcome.accuracy for _, outcome in run.journal]
-        cell = f"{run.source.network or 'a network'} on {run.source.dataset}, {limits}"
+        where = f"{run.source.network or 'a network'} on {run.source.dataset}"
+        cell = f"{where}, {run.settings.limits}"
         return cls(run, cell, np.maximum.accumulate(accuracies))
+
+    @property
+    def manner(self) -> str:
+        """How it was searched; runs that differ in no more than seeds are of one."""
+        return self.run.settings.manner
 
 
 def draw_curves(curves: Sequence[Curve]) -> dict[str, Figure]:
@@ -58,9 +62,9 @@ def draw_curves(curves: Sequence[Curve]) -> dict[str, Figure]:
     for n, (cell, rows) in enumerate(_by_cell(curves).items()):
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axis = figure.subplots()
-        methods = list(dict.fromkeys(row.run.settings.method for row in rows))
+        methods = list(dict.fromkeys(row.manner for row in rows))
         for i, method in enumerate(methods):
-            own = [100 * row.best for row in rows if row.run.settings.method == method]
+            own = [100 * row.best for row in rows if row.manner == method]
             if max(map(len, own)) == 1:
                 best = max(curve[0] for curve in own)
                 axis.axhline(best, ls=":", lw=1, color=f"C{i}", label=method)
@@ -77,6 +81,7 @@ def draw_curves(curves: Sequence[Curve]) -> dict[str, Figure]:
                 further = np.arange(length, len(one) + 1)
                 axis.plot(further, one[length - 1 :], color=f"C{i}", lw=0.8, alpha=0.7)
         axis.set(xlabel="candidates", ylabel="best validation accuracy in %", title=cell)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=8, ncols=2)
         figures[f"curves-{n}"] = figure
     return figures
@@ -88,7 +93,7 @@ def draw_widths(curves: Sequence[Curve]) -> dict[str, Figure]:
     for n, (cell, rows) in enumerate(_by_cell(curves).items()):
         best: dict[str, Curve] = {}
         for row in sorted(rows, key=lambda row: row.best[-1]):
-            best[row.run.settings.method] = row
+            best[row.manner] = row
         dense = rows[0].run.best()["dense"]
         streams = _streams(rows[0].run)
         width = max(7.0, 0.22 * len(dense))
@@ -118,7 +123,7 @@ def draw_costs(curves: Sequence[Curve]) -> Figure:
         found = curve.run.best()
         dense = found["budget"].get("flops", {}).get("dense")
         if dense:
-            name = (curve.run.source.network, curve.run.settings.method)
+            name = (curve.run.source.network, curve.manner)
             points.append((*name, found["macs"] / dense, 100 * found["accuracy"]))
     kinds = dict.fromkeys(point[:2] for point in points)
     for i, kind in enumerate(kinds):
@@ -143,7 +148,7 @@ def sheets_of(curves: Sequence[Curve]) -> list[Sheet]:
     rows = []
     for curve in sorted(curves, key=lambda c: (c.cell, -c.best[-1])):
         run, found = curve.run, curve.run.best()
-        rows.append([str(run.storage), curve.cell, run.settings.method, run.settings.seed,
+        rows.append([str(run.storage), curve.cell, curve.manner, run.settings.seed,
                      len(run.journal), budget_used(found),
                      f"{found['accuracy']:.2%}"])  # fmt: skip
     rows = [[str(cell) for cell in row] for row in rows]
@@ -161,9 +166,9 @@ def methods_sheet(curves: Sequence[Curve]) -> Sheet | None:
     """
     rows = []
     for cell, own in _by_cell(curves).items():
-        methods = list(dict.fromkeys(row.run.settings.method for row in own))
+        methods = list(dict.fromkeys(row.manner for row in own))
         for method in methods if len(methods) > 1 else ():
-            found = [c.best for c in own if c.run.settings.method == method]
+            found = [c.best for c in own if c.manner == method]
             means = [_mean_after(found, mark) for mark in _MARKS]
             last = np.mean([best[-1] for best in found])
             rows.append([cell, method, str(len(found)), *means, f"{last:.2%}"])

@@ -105,15 +105,16 @@ def accuracy_sheet(runs: Sequence[Run], groups: Sequence[ChannelGroups | None]) 
         runs: with a winner.
         groups: of the network of each, if it could be had.
     """
-    cells: dict[tuple[str, str, str], list[tuple[Run, ChannelGroups | None]]] = {}
+    cells: dict[tuple[str, ...], list[tuple[Run, ChannelGroups | None]]] = {}
     for run, own in zip(runs, groups, strict=True):
-        about = run.source.network or "a network", run.source.data_name, run.settings.method
-        cells.setdefault(about, []).append((run, own))
+        about = run.source.network or "a network", run.source.data_name
+        settings = run.settings.manner, run.settings.limits
+        cells.setdefault((*about, *settings), []).append((run, own))
     rows = []
-    for about, found in sorted(cells.items()):
+    for (*about, _), found in sorted(cells.items()):
         facts = [_accuracies(run, own) for run, own in found]
         means = {name: _mean([fact[name] for fact in facts]) for name in facts[0]}
-        paper = ACCURACIES.get(about)
+        paper = ACCURACIES.get((*about[:2], found[0][0].settings.method))
         rows.append([
             *about, str(len(found)), f"{means['macs']:.1f}", _shown(means["paper"], 1),
             _shown(means["before"]), _shown(means["after"]),
@@ -159,7 +160,7 @@ def speed_sheet(runs: Sequence[Run]) -> Sheet | None:
         dense, name = speeds["dense"], run.source.network or "a network"
         paper = SPEEDS.get(name)
         rows.append([
-            name, run.settings.method, str(run.settings.seed),
+            name, run.settings.manner, str(run.settings.seed),
             f"{100 * best['macs_ratio']:.1f}", measured["dense"]["device"],
             f"{dense['median_ms']:.2f}", f"{smaller['median_ms']:.2f}",
             f"{dense['median_ms'] / smaller['median_ms']:.2f}",
