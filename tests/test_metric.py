@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,8 +7,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from gnnrl_ray import Data, Metric, search, train
+from gnnrl_ray.errors import InputError
 from gnnrl_ray.run.directory import Run, RunError
 from gnnrl_ray.scoring.metric import ScoreError
+from gnnrl_ray.scoring.training import TrainingError
 
 AGENT = {"warmup_episodes": 4, "updates_per_step": 2, "hidden": (16,), "graph_dim": 8}
 SHORT = {"flops": 0.5, "episodes": 5, "device": "cpu", "progress": False}
@@ -207,6 +211,35 @@ def test_classes_that_the_network_does_not_know(digits, network, tmp_path):
     wrong = [(images, labels + 5)]
     with pytest.raises(ValueError, match=r"are in .*, but the network tells 10 classes"):
         search(network, (wrong, wrong), out=tmp_path / "run", **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: torch.nn.DataParallel(Twice()), r"a DataParallel .* give its \.module"),
+        (lambda: torch.jit.script(nn.Conv2d(1, 8, 3)), "the module that it was made from"),
+        (lambda: "resnet20", "a str cannot be pruned"),
+        (lambda: Twice().double(), r"weights are torch.float64.* yields, a tuple of 2"),
+    ],
+)
+@pytest.mark.parametrize("classes", [None, 3])
+def test_networks_that_cannot_be_searched(loaders, tmp_path, made, said, classes):
+    data = Data.of(*loaders, classes=classes)
+    with pytest.raises(InputError, match=said):
+        search(made(), data, loss=loss, out=tmp_path / "run", **SHORT)
+    assert not (tmp_path / "run").exists()
+
+
+def test_frozen_networks_are_searched_but_not_trained(regressor, loaders, tmp_path):
+    network = copy.deepcopy(regressor).requires_grad_(False)
+    given = {"score": METRIC, "loss": loss, "out": tmp_path / "run", "overwrite": True}
+    for method in ("random", "gnn-rl"):
+        found = search(network, loaders, method=method, **given, **SHORT)
+        assert not any(p.requires_grad for p in found.network.parameters())
+    with pytest.raises(
+        TrainingError, match="no parameter of the network has requires_grad"
+    ):
+        search(network, loaders, method="random", finetune=2, **given, **SHORT)
 
 
 def test_classes_from_loaders(digits, network, tmp_path):

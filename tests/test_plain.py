@@ -13,10 +13,11 @@ from helpers.networks import outputs, shaken
 from helpers.widths import cut
 from test_properties import check_costs, check_removed_equals_masked
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from gnnrl_ray import prune, trace
 from gnnrl_ray.pruning import removal
+from gnnrl_ray.pruning.budget import Budget, BudgetError
 from gnnrl_ray.scoring.training import recalibrate
 from gnnrl_ray.tracing.operations import Operation
 from gnnrl_ray.tracing.symbolic import TraceError
@@ -147,14 +148,18 @@ def spectral_norm(layer):
     return parametrizations.spectral_norm(layer)
 
 
-@pytest.mark.parametrize("parametrize", [weight_norm, spectral_norm])
-def test_weights_that_are_computed_stay_whole_and_say_so(parametrize):
+@pytest.mark.parametrize("computed", [weight_norm, spectral_norm])
+def test_weights_that_are_computed_stay_whole_and_say_so(computed):
     network = Network()
-    parametrize(network.b)
+    computed(network.b)
     groups = trace(network.eval(), SHAPE)
     assert groups.names == ()
     assert "weights that are computed" in groups.whole["a"]
     assert "weights that are computed" in groups.whole["b"]
+    with pytest.raises(BudgetError, match=r"all channels .*computed; .*remove_param"):
+        Budget(groups, {"flops": 0.5})
+    parametrize.remove_parametrizations(network.b, "weight")
+    assert trace(network.eval(), SHAPE).names
 
 
 def test_a_branch_that_nobody_reads_is_counted_as_it_is_run():

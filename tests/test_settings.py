@@ -112,7 +112,7 @@ def test_what_is_not_a_setting_is_named():
 
     with pytest.raises(InputError, match="of a search; did you mean flops"):
         search(None, None, flop=0.5)
-    with pytest.raises(InputError, match="not a NoneType; "):
+    with pytest.raises(InputError, match="a NoneType cannot be pruned"):
         search(None, None, flops=0.5)
 
 

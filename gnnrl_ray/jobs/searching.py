@@ -38,7 +38,7 @@ from gnnrl_ray.settings import SearchSettings, unknown_setting
 from gnnrl_ray.source import Source
 from gnnrl_ray.storage import Storage
 from gnnrl_ray.tracing.groups import trace
-from gnnrl_ray.tracing.symbolic import evaluating
+from gnnrl_ray.tracing.symbolic import evaluating, unwrapped
 from gnnrl_ray.zoo.weights import hash_of
 
 _LOOKED_AT = 64  # images, at least, to see whether outputs and labels fit
@@ -116,11 +116,7 @@ def search(
         changes["finetune"] = OWN
     else:
         training = None
-    if not isinstance(network, nn.Module):
-        raise InputError(
-            f"the network has to be a torch.nn.Module, not a {type(network).__name__}; "
-            "Source(network=NAME).load() returns one of the zoo, and its data."
-        )
+    unwrapped(network)  # or it is none
     task = OwnTask.of(score, loss, training)
     data = as_data(data)
     before = Run.open(out) if resume and out is not None else None
@@ -330,11 +326,18 @@ def _check_score(network: nn.Module, data: Data, task: OwnTask) -> None:
     if task.metric is not None:
         with evaluating(network), torch.no_grad():
             task.metric(network, data.validation.given)
-    elif data.classes is None:
-        validation = data.validation.to(next(network.parameters()).device)
-        images, labels = next(validation.batches(_LOOKED_AT))
-        with evaluating(network), torch.no_grad():
-            outputs = forward(network, images)
+    else:
+        weights = next(network.parameters())
+        count = _LOOKED_AT if data.classes is None else 2  # else labels have been looked at
+        images, labels = next(data.validation.to(weights.device).batches(count))
+        try:
+            with evaluating(network), torch.no_grad():
+                outputs = forward(network, images)
+        except RuntimeError as error:
+            raise InputError(
+                f"the network, whose weights are {weights.dtype}, cannot be run on what "
+                f"the validation split yields, {described(images)}: {error}"
+            ) from error
         both = isinstance(outputs, Tensor) and isinstance(labels, Tensor)
         classes = both and outputs.dim() == 2 and labels.shape == outputs.shape[:1]
         if not classes or labels.is_floating_point():

@@ -24,6 +24,7 @@ _COSTS: dict[str, tuple[Callable[[Costs, np.ndarray], np.ndarray], str]] = {
     "memory": (Costs.memory, "bytes held at once"),
 }
 
+_REASONS = 3  # why nothing can be pruned, at most
 _HALVINGS = 40  # of a path, until its ends are alike
 
 
@@ -91,8 +92,10 @@ class Budget:
         least = least.astype(np.int64) * self.multiple_of
         self.min_widths = np.minimum(least, groups.widths)
         if not groups.names:
+            reasons = dict.fromkeys(reason.rstrip(".") for reason in groups.whole.values())
             raise BudgetError(
-                "nothing can be pruned: all channels of the network are whole."
+                "nothing can be pruned: all channels of the network are whole: "
+                f"{'; '.join([*reasons][:_REASONS])}."
             )
         self.limits = tuple(self._limit(name, given) for name, given in limits.items())
         rounding = f" and --round-to {round_to}" if round_to > 1 else ""

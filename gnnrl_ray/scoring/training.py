@@ -126,7 +126,8 @@ class Training:
         done: steps that have been taken.
 
     Raises:
-        TrainingError: when gone through: the loss became infinite or NaN.
+        TrainingError: all parameters are frozen; when gone through: the loss became
+            infinite or NaN.
     """
 
     def __init__(
@@ -146,6 +147,10 @@ class Training:
         hold: Callable[[], None] | None = None,
         on_step: Callable[[int, float], None] | None = None,
     ) -> None:
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise TrainingError(
+                "nothing can be trained: no parameter of the network has requires_grad."
+            )
         device = split.device
         self.done, self._steps = 0, steps
         self._network, self._split, self._lr = network, split, lr

@@ -246,7 +246,10 @@ class Labels:
             keys = ("weight", "bias", "running_mean", "running_var")
             there = [key for key in keys if getattr(module, key, None) is not None]
             if not module._parameters.keys() | module._buffers.keys() >= set(there):
-                raise self.whole("weights that are computed")
+                raise self.whole(
+                    "weights that are computed; torch.nn.utils can remove what computes "
+                    "them (prune.remove, parametrize.remove_parametrizations)"
+                )
             return {key: f"{self.node.target}.{key}" for key in there}
         names: dict[str, str] = {}
         given = dict(zip(("weight", "bias"), self.node.args[1:], strict=False))

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gnnrl_ray.data.loader import InputShape, shapes_of
@@ -240,7 +241,20 @@ def cannot_run(input_shape: InputShape, error: Exception) -> TraceError:
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """Return the network that ``torch.compile`` has been given."""
+    """Return the network that ``torch.compile`` has been given.
+
+    Raises:
+        TraceError: what is none, or one whose code cannot be changed.
+    """
+    kind, remedy = type(network).__name__, None
+    if not isinstance(network, nn.Module):
+        remedy = "Source(network=NAME).load() returns one of the zoo, and its data"
+    elif isinstance(network, DataParallel | DistributedDataParallel):
+        remedy = "give its .module"
+    elif isinstance(network, torch.jit.ScriptModule):
+        remedy = "give the module that it was made from"
+    if remedy is not None:
+        raise TraceError(f"a {kind} cannot be pruned, but an nn.Module can; {remedy}.")
     return getattr(network, "_orig_mod", network)
 
 
