@@ -276,15 +276,15 @@ def parse_pattern(given: object) -> str:
         raise InputError(f"--keep {given!r} is no regular expression: {error}.") from error
 
 
-def parse_shape(given: str) -> tuple[int, int, int]:
-    """Return (C, H, W) of ``C,H,W`` or ``CxHxW``.
+def parse_shape(given: str) -> tuple[int, ...]:
+    """Return (C, H, W) of ``C,H,W`` or ``CxHxW``; signals have C,L and volumes C,D,H,W.
 
     Raises:
         InputError: it is not that.
     """
     parts = given.replace("x", ",").split(",")
-    if len(parts) == 3 and all(p.strip().isdecimal() and len(p) < 9 for p in parts):
-        shape = int(parts[0]), int(parts[1]), int(parts[2])
+    if len(parts) <= 4 and all(p.strip().isdecimal() and len(p) < 9 for p in parts):
+        shape = tuple(map(int, parts))
         if 0 < math.prod(shape) <= _MOST_PIXELS:
             return shape
     raise InputError(f"--input-shape {given!r} is not C,H,W such as 3,224,224.")

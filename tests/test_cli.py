@@ -185,6 +185,24 @@ def odd():
     return nn.Sequential(first, second, Sorted(), nn.Conv2d(8, 4, 1))
 
 
+def volumes():
+    return nn.Sequential(
+        nn.Conv3d(1, 8, 3), nn.ReLU(), nn.Conv3d(8, 12, 3), nn.BatchNorm3d(12),
+        nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(12, 4),
+    )
+
+
+def signals():
+    return nn.Sequential(
+        nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 12, 3), nn.BatchNorm1d(12),
+        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(12, 4),
+    )
+
+
+def numbers():
+    return nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 12), nn.Linear(12, 4))
+
+
 class Pair(nn.Module):
     def __init__(self):
         super().__init__()
@@ -229,7 +247,17 @@ def test_inspect_other_networks(command, home, mine):
     code, out, _ = command("inspect", "--network", f"{mine}:Pair", *several)
     assert code == 0
     assert json.loads(out)["groups"]["left"]["made"] == ["left", "right"]
-    for wrong in (("--input-shape", "3,32"), ("--draw", "a.jpg"), ("--classes", "0")):
+    for shape, name in (("1,6,6,6", "volumes"), ("2x30", "signals"), ("20", "numbers")):
+        words = ("--network", f"{mine}:{name}", "--input-shape", shape, "--json")
+        code, out, _ = command("inspect", *words)
+        assert code == 0, shape
+        assert [each["channels"] for each in json.loads(out)["groups"].values()] == [8, 12]
+    for wrong in (
+        ("--input-shape", "3,-2,2"),
+        ("--input-shape", "3,1,1,1,1"),
+        ("--draw", "a.jpg"),
+        ("--classes", "0"),
+    ):
         assert command("inspect", *wrong)[0] == 2
 
 

@@ -100,7 +100,7 @@ def test_help_and_typos_do_without_torch():
         "", "serach", "search --nosuch", "search --flops 3x", "search --flops -1",
         "search --network resnet21", "search --dataset mnist", "search --method magic",
         "train --validation half", "finetune run --lr much", "export run --format caffe",
-        "inspect --network resnet21", "inspect --input-shape 3", "measure run --batch 0",
+        "inspect --network resnet21", "inspect --input-shape 3,", "measure run --batch 0",
     ]  # fmt: skip
     call = [sys.executable, "-c", code, *helps, *typos]
     done = subprocess.run(call, capture_output=True, text=True, check=False)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from gnnrl_ray import Data, Metric, search, train
+from gnnrl_ray import Data, Metric, accuracy, search, train
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.run.directory import Run, RunError
 from gnnrl_ray.scoring.metric import ScoreError
@@ -228,6 +228,45 @@ def test_networks_that_cannot_be_searched(loaders, tmp_path, made, said, classes
     with pytest.raises(InputError, match=said):
         search(made(), data, loss=loss, out=tmp_path / "run", **SHORT)
     assert not (tmp_path / "run").exists()
+
+
+def of_dimensions(count):
+    """A network for signals or volumes, and batches of such."""
+    convolution, norm, pool = {
+        1: (nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d),
+        3: (nn.Conv3d, nn.BatchNorm3d, nn.AdaptiveAvgPool3d),
+    }[count]
+    network = nn.Sequential(
+        convolution(2, 8, 3), norm(8), nn.ReLU(), convolution(8, 12, 3), nn.ReLU(), pool(1),
+        nn.Flatten(), nn.Linear(12, 3),
+    )  # fmt: skip
+    inputs, labels = torch.rand(20, 2, *[7] * count), torch.arange(20) % 3
+    return network, [(inputs, labels), (inputs, labels)]
+
+
+@pytest.mark.parametrize("dimensions", [1, 3])
+@pytest.mark.parametrize("method", ["random", "gnn-rl"])
+@pytest.mark.parametrize("finetune", ["recalibrate", "none", 2])
+def test_signals_and_volumes(tmp_path, dimensions, method, finetune):
+    torch.manual_seed(0)
+    network, batches = of_dimensions(dimensions)
+    found = search(
+        network, (batches, batches), method=method, finetune=finetune, out=tmp_path / "run",
+        agent=AGENT if method == "gnn-rl" else {}, **SHORT,
+    )  # fmt: skip
+    scored = accuracy(found.network, Data.of(batches, batches).validation)
+    assert found.best.accuracy == pytest.approx(scored)
+    assert found.network[0].out_channels == found.best.widths[0] < 8
+
+
+@pytest.mark.parametrize("dimensions", [1, 3])
+def test_latency_of_signals_and_volumes(tmp_path, dimensions):
+    network, batches = of_dimensions(dimensions)
+    given = SHORT | {"flops": None, "memory": 0.9, "latency": 0.98, "episodes": 2}
+    found = search(
+        network, (batches, batches), method="random", out=tmp_path / "run", **given
+    )
+    assert len(found.history) == 2
 
 
 def test_frozen_networks_are_searched_but_not_trained(regressor, loaders, tmp_path):

@@ -76,6 +76,7 @@ class Split:
             default: all of an image, ``padding`` apart.
         file: that ``images`` are a map of, and stay: batches alone go to a device.
         rows: int64 [N], which of the images of a file are of this split.
+        channels_last: whether batches have the channels of a pixel side by side in memory.
     """
 
     images: Tensor
@@ -87,6 +88,7 @@ class Split:
     view: int | None = None
     file: "ImageFile | None" = None
     rows: Tensor | None = None
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -176,7 +178,7 @@ class Split:
     def batches(
         self, size: int, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield normalised images float32 [B, C, H, W] (channels last) and labels [B].
+        """Yield normalised images float32 [B, C, H, W] and labels [B].
 
         Args:
             size: B; the last batch may be smaller.
@@ -208,7 +210,8 @@ class Split:
 
     def _normalise(self, images: Tensor) -> Tensor:
         scaled = (images / 255 - self.mean) / self.std
-        return scaled.permute(0, 3, 1, 2)  # NHWC storage is channels-last already
+        images = scaled.permute(0, 3, 1, 2)  # channels last already
+        return images if self.channels_last else images.contiguous()
 
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         if self.view is not None:

@@ -83,7 +83,8 @@ class Evaluator:
         self._split = split
         if isinstance(split, Split):  # so that its beginnings are random samples
             generator = torch.Generator().manual_seed(_SEED)
-            self._split = split.take(torch.randperm(len(split), generator=generator))
+            split = split.take(torch.randperm(len(split), generator=generator))
+            self._split = replace(split, channels_last=True)  # traced ones can be run so
         self._mode = mode
         self._dtype = getattr(torch, mode.precision, torch.float32)
 
@@ -189,7 +190,8 @@ def normalised(split: Split, dtype: torch.dtype) -> Tensor:
 
     A part after the other: in float32, they take several times the memory.
     """
-    parts = [images.to(dtype) for images, _ in split.batches(_PART)]
+    batches = replace(split, channels_last=True).batches(_PART)
+    parts = [images.to(dtype) for images, _ in batches]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 

@@ -268,8 +268,6 @@ class Fusion:
         """Write ``node`` as it is, with narrow weights unless it makes the logits."""
         target, module = str(node.target), self._module(node)
         copied = self._graph.node_copy(node, self._written.__getitem__)
-        if (node.op, node.target) == ("call_method", "view"):
-            copied.target = "reshape"  # the memory is laid out in another way here
         if node.op == "get_attr":
             tensor = get_tensor(self._source, target).detach()
             floating = tensor.is_floating_point()

@@ -17,6 +17,7 @@ from gnnrl_ray.pruning.costs import Costs
 from gnnrl_ray.pruning.importance import rank
 from gnnrl_ray.pruning.latency import LatencyTable
 from gnnrl_ray.pruning.removal import keep, remove
+from gnnrl_ray.scoring.layout import channels_last
 from gnnrl_ray.scoring.speed import device_name, images_for
 from gnnrl_ray.storage import Storage
 from gnnrl_ray.tracing.groups import ChannelGroups
@@ -89,7 +90,7 @@ def measure_latency(
     # Not in the order of size, which what else the machine does would look like.
     for done, number in enumerate(generator.permutation(len(widths)), start=1):
         removed = remove(graph, groups, keep(ranking, widths[number])).eval().to(device)
-        removed.to(memory_format=torch.channels_last)
+        channels_last(removed)
         passes[number], layers[number] = _timed(removed, groups, images)
         if on_network is not None:
             on_network(done, len(widths))

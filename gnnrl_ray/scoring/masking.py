@@ -20,6 +20,7 @@ from gnnrl_ray.pruning.removal import flags_of, insert_masks
 from gnnrl_ray.scoring.capture import Captured
 from gnnrl_ray.scoring.evaluation import EvaluationMode, Score, margins, normalised
 from gnnrl_ray.scoring.fusion import Fusion
+from gnnrl_ray.scoring.layout import channels_last
 from gnnrl_ray.scoring.training import calibration_batches, recalibrate_on
 from gnnrl_ray.tracing.groups import ChannelGroups
 from gnnrl_ray.tracing.operations import Operation
@@ -45,7 +46,7 @@ class MaskedNetwork:
     """
 
     def __init__(self, network: nn.Module, groups: ChannelGroups) -> None:
-        self.graph = copy.deepcopy(groups.graph_of(network))
+        self.graph = channels_last(copy.deepcopy(groups.graph_of(network)))
         self._groups = groups
         some = next(self.graph.parameters())
         # What everything else follows from, so that a graph of kernels has one input.
@@ -108,8 +109,10 @@ class MaskedEvaluator:
         self._masked = MaskedNetwork(network, groups)
         self._network = self._masked.graph.eval()
         self._mode = mode
-        self._split = data.validation
-        self._calibration = calibration_batches(data.train, seed) if recalibrates else []
+        train, self._split = (
+            replace(split, channels_last=True) for split in (data.train, data.validation)
+        )
+        self._calibration = calibration_batches(train, seed) if recalibrates else []
         dtype, shape = getattr(torch, mode.precision), data.input_shape
         self._wide = Fusion(self._network, shape, torch.float32)
         self._fused = self._wide

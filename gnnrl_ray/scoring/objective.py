@@ -28,6 +28,7 @@ from gnnrl_ray.scoring.evaluation import (
     Score,
     choose,
 )
+from gnnrl_ray.scoring.layout import quick
 from gnnrl_ray.scoring.masking import MaskedEvaluator
 from gnnrl_ray.scoring.outcome import Outcome
 from gnnrl_ray.scoring.owntask import OWN, OwnTask
@@ -104,7 +105,7 @@ class Objective:
         batch = None
         if importance == "taylor":
             generator = torch.Generator().manual_seed(seed)
-            batch = next(data.train.batches(_TAYLOR_BATCH, generator))
+            batch = next(quick(data.train, network).batches(_TAYLOR_BATCH, generator))
         self.scores = importances(network, groups, importance, seed, batch, self._own.loss)
         self._ranking = order(groups, self.scores)
         self._known: dict[tuple[int, ...], Outcome] = {}
@@ -144,7 +145,8 @@ class Objective:
         The sum of what ``taylor`` says of its channels (https://arxiv.org/abs/1906.10771),
         the geometric mean over small batches of training images.
         """
-        batches = self._data.train.sample(_SENSED, _SENSED_BATCH, self._seed)
+        train = quick(self._data.train, self.network)
+        batches = train.sample(_SENSED, _SENSED_BATCH, self._seed)
         try:
             found = sensitivities(self.network, self.groups, batches, self._own.loss)
         except Exception as error:
@@ -179,7 +181,7 @@ class Objective:
     def to(self, device: torch.device | str) -> "Objective":
         """Move network and data to ``device``; returns itself."""
         self.__dict__.pop("_graph", None)
-        self.network.to(device, memory_format=torch.channels_last)
+        self.network.to(device)
         self._data = self._data.to(device)
         return self
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gnnrl_ray.errors import Notice
 from gnnrl_ray.pruning.removal import flags_of, insert_masks, part_of, remove
+from gnnrl_ray.scoring.layout import channels_last
 from gnnrl_ray.tracing.check import Reference
 from gnnrl_ray.tracing.groups import ChannelGroups
 from gnnrl_ray.tracing.symbolic import TraceError, get_tensor
@@ -63,7 +64,7 @@ class Padded:
         for op, mask in insert_masks(self.network, padded_ones, there):
             read = op.inputs[there[op.inputs]]
             mask.copy_(torch.from_numpy(flags[read]).view(mask.shape))
-        self.network.to(device, memory_format=torch.channels_last)
+        channels_last(self.network.to(device))
         if dict(_tensors(smaller)).keys() != names.keys():
             raise TraceError("the network has weights that its graph has not.")
         own = dict(_tensors(self.network))

@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from gnnrl_ray.data.loader import InputShape, shapes_of
 from gnnrl_ray.errors import InputError
+from gnnrl_ray.scoring.layout import channels_last, laid_out, runs
 
 _WARM_UP = 3  # passes that are not counted: memory is taken, kernels are chosen
 _SECONDS = 10.0  # after which no further round begins
@@ -51,9 +52,15 @@ def measure_speed(
         InputError: so many images do not fit in memory.
     """
     try:
-        found = _measured(networks, input_shape, batch, torch.device(device), rounds)
+        images = images_for(input_shape, batch, torch.device(device))
+        every = [network.eval().to(device) for network in networks.values()]
+        if all(runs(network, images) for network in every):
+            for network in every:
+                channels_last(network)
+        else:
+            images = tuple(each.contiguous() for each in images)
+        found = _measured(networks, images, rounds)
         if memory:
-            images = images_for(input_shape, batch, torch.device(device))
             for name, network in networks.items():
                 found[name]["memory"] = _memory(network, images)
         return found
@@ -66,12 +73,8 @@ def measure_speed(
 
 
 def _measured(
-    networks: Mapping[str, nn.Module], input_shape: InputShape, batch: int,
-    device: torch.device, rounds: int,
-) -> dict[str, Speed]:  # fmt: skip
-    images = images_for(input_shape, batch, device)
-    for network in networks.values():
-        network.eval().to(device, memory_format=torch.channels_last)
+    networks: Mapping[str, nn.Module], images: tuple[Tensor, ...], rounds: int
+) -> dict[str, Speed]:
     milliseconds: dict[str, list[float]] = {name: [] for name in networks}
     start = time.perf_counter()
     for number in range(-_WARM_UP, rounds):
@@ -85,7 +88,7 @@ def _measured(
         name: {
             "median_ms": float(np.median(times)),
             "p95_ms": float(np.quantile(times, 0.95)),
-            "per_second": batch / float(np.median(times)) * 1e3,
+            "per_second": len(images[0]) / float(np.median(times)) * 1e3,
             "rounds": len(times),
         }
         for name, times in milliseconds.items()
@@ -106,10 +109,7 @@ def images_for(
     """Return one batch for each image that a network takes, channels-last."""
     settle_memory()
     every = [torch.rand(batch, *shape, device=device) for shape in shapes_of(input_shape)]
-    return tuple(
-        each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each
-        for each in every
-    )
+    return tuple(map(laid_out, every))
 
 
 def settle_memory() -> None:

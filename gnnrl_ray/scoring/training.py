@@ -17,6 +17,7 @@ from gnnrl_ray.data.loader import Images, forward, mapped
 from gnnrl_ray.errors import GnnrlError
 from gnnrl_ray.pruning.importance import Loss
 from gnnrl_ray.scoring.capture import Captured
+from gnnrl_ray.scoring.layout import quick
 
 # Small enough for the caches of a CPU core, large enough for a GPU.
 _EVALUATION_BATCH = {"cpu": 64, "cuda": 1000}
@@ -46,7 +47,8 @@ def accuracy(network: nn.Module, split: Split | Loader) -> float:
     """Return the top-1 accuracy of ``network`` on ``split``, in [0, 1]."""
     correct = torch.zeros((), dtype=torch.int64, device=split.device)
     with _mode(network, training=False), torch.inference_mode():
-        for images, labels in split.batches(_EVALUATION_BATCH[split.device.type]):
+        size = _EVALUATION_BATCH[split.device.type]
+        for images, labels in quick(split, network).batches(size):
             correct += (forward(network, images).argmax(1) == labels).sum()
     return correct.item() / len(split)
 
@@ -62,7 +64,7 @@ def recalibrate(network: nn.Module, split: Split | Loader, seed: int = 0) -> Non
         split: training images; a seeded sample of them is used.
         seed: of the sample.
     """
-    recalibrate_on(network, calibration_batches(split, seed))
+    recalibrate_on(network, calibration_batches(quick(split, network), seed))
 
 
 def calibration_batches(split: Split | Loader, seed: int) -> list[Images]:
@@ -153,7 +155,7 @@ class Training:
             )
         device = split.device
         self.done, self._steps = 0, steps
-        self._network, self._split, self._lr = network, split, lr
+        self._network, self._split, self._lr = network, quick(split, network), lr
         self._batch_size, self._on_step = batch_size, on_step
         static = device.type == "cuda" and isinstance(split, Split)  # batches are alike
         self._step = TrainingStep(

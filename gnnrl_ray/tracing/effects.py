@@ -511,9 +511,7 @@ def _rerun(flow: Labels, node: fx.Node, source: fx.Node, positions: object) -> o
     if node.op == "call_module":
         return flow.graph.get_submodule(str(node.target))(*args, **kwargs)
     if node.op == "call_method":
-        # A view of a tensor in another memory format may be a copy of positions.
-        method = "reshape" if node.target == "view" else str(node.target)
-        return getattr(args[0], method)(*args[1:], **kwargs)
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)
 
 

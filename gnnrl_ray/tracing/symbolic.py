@@ -28,6 +28,9 @@ IMAGES = 2  # to trace with: of one alone, ``squeeze`` would take the batch's ax
 _READS = ("item", "tolist", "__bool__", "__int__", "__float__")
 
 
+_REORDERING = {"view": "reshape", "view_as": "reshape_as"}
+
+
 class TraceError(InputError):
     """A network that cannot be traced, or an operation that is not understood."""
 
@@ -201,6 +204,7 @@ def symbolic(
         else:
             break
     _follow_mode(graph, network, tracer, closed)
+    _free_of_order(graph)
     graph._tracer_cls = None  # any will do for who unpickles it
     plain = with_plain_layers(graph, network)
     vars(network).update(tracer.constants)
@@ -261,6 +265,18 @@ def unwrapped(network: nn.Module) -> nn.Module:
 def closed_in(graph: fx.GraphModule) -> tuple[str, ...]:
     """Return the modules that are one operation each of ``graph``."""
     return graph.meta.get("closed", ())
+
+
+def _free_of_order(graph: fx.Graph) -> None:
+    """Let reshapes take numbers in any order of memory.
+
+    Where ``view`` can be called, ``reshape`` does the same.
+    """
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target in _REORDERING:
+            kinds = (*node.args[1:], *node.kwargs.values())
+            if not any(isinstance(kind, torch.dtype) for kind in kinds):
+                node.target = _REORDERING[node.target]
 
 
 def _follow_mode(
