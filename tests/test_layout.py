@@ -1,5 +1,6 @@
 """Networks that ask for an order of memory, and those that do not."""
 
+import copy
 import pickle
 
 import pytest
@@ -45,7 +46,8 @@ def test_images_are_in_the_usual_order_unless_another_is_asked_for(
     assert viewing(images).shape == (8, 10)
     assert not runs(viewing, images)
     assert runs(network, images)
-    assert quick(digits.validation, viewing) is digits.validation
+    assert not quick(digits.validation, viewing).channels_last
+    assert not quick(digits.validation, network, viewing).channels_last
     split = pickle.loads(pickle.dumps(quick(digits.validation, network)))
     last = next(split.batches(8))[0]
     assert torch.equal(last, images)
@@ -88,6 +90,12 @@ def test_they_are_measured_and_exported(viewing, digits, network, tmp_path):
     for kind in ("onnx", "pt2", "torch"):
         found = export(viewing, digits.validation, tmp_path / kind, kind=kind)
         assert found.agree == found.images
+
+
+def test_a_graph_learns_from_one(viewing, digits):
+    """What a removed network could be given, its teacher cannot."""
+    graph = copy.deepcopy(trace(viewing, digits.input_shape).graph_of(viewing))
+    train(graph, digits.train, steps=2, teacher=viewing, distill=0.5)
 
 
 def test_their_graph_takes_either_order(viewing, digits):

@@ -155,7 +155,9 @@ class Training:
             )
         device = split.device
         self.done, self._steps = 0, steps
-        self._network, self._split, self._lr = network, quick(split, network), lr
+        self._network, self._lr = network, lr
+        both = (network,) if teacher is None else (network, teacher)
+        self._split = quick(split, *both)
         self._batch_size, self._on_step = batch_size, on_step
         static = device.type == "cuda" and isinstance(split, Split)  # batches are alike
         self._step = TrainingStep(
