@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes that share two cores would spin
 
 import numpy as np
 import pytest

@@ -66,8 +66,10 @@ def test_weights_of_images_are_laid_out_and_no_others():
     assert laid_out(volume) is volume
 
 
-@pytest.mark.parametrize("finetune", ["none", "recalibrate", 2])
-@pytest.mark.parametrize("method", ["random", "gnn-rl"])
+@pytest.mark.parametrize(
+    ("method", "finetune"),
+    [("random", "none"), ("random", "recalibrate"), ("random", 2), ("gnn-rl", 2)],
+)
 def test_they_are_searched(viewing, digits, tmp_path, method, finetune):
     agent = {"warmup_episodes": 1, "updates_per_step": 2} if method == "gnn-rl" else {}
     found = search(

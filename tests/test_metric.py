@@ -245,8 +245,9 @@ def of_dimensions(count):
 
 
 @pytest.mark.parametrize("dimensions", [1, 3])
-@pytest.mark.parametrize("method", ["random", "gnn-rl"])
-@pytest.mark.parametrize("finetune", ["recalibrate", "none", 2])
+@pytest.mark.parametrize(
+    ("method", "finetune"), [("random", "none"), ("random", 2), ("gnn-rl", "recalibrate")]
+)
 def test_signals_and_volumes(tmp_path, dimensions, method, finetune):
     torch.manual_seed(0)
     network, batches = of_dimensions(dimensions)

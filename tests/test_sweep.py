@@ -62,6 +62,7 @@ def test_a_sweep_is_searches_a_table_and_a_picture(tmp_path):
     assert before == [p.read_bytes() for p in sorted(out.glob("runs/*/journal.jsonl"))]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session", "weights")
 @pytest.mark.cluster
 def test_spaces_schedulers_and_searchers_of_ray_tune(tmp_path):
