@@ -36,7 +36,6 @@ METHODS = {
 SEEDS, EPISODES, EPOCHS = (0, 1, 2), 180, 2
 LOOKS = (30, 60, 90, 120, 150, 180)
 COMMAND = "gnnrl-ray search --network resnet20 --dataset cifar10 --flops 0.5 --episodes 180"
-_MARKS = "<!-- headline -->", "<!-- end of headline -->"
 
 
 def measured(runs: Path) -> dict:
@@ -125,10 +124,11 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
-def insert(text: str, table: str) -> str:
-    """Return ``text`` with ``table`` between its marks."""
-    before, rest = text.split(_MARKS[0])
-    return f"{before}{_MARKS[0]}\n{table}\n{_MARKS[1]}{rest.split(_MARKS[1])[1]}"
+def insert(text: str, table: str, name: str = "headline") -> str:
+    """Return ``text`` with ``table`` between the marks of ``name``."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, rest = text.split(start)
+    return f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}"
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from benchmarks.headline import insert
 from gnnrl_ray.display.comparison import (
     comparison_markdown,
     markdown_table,
@@ -33,7 +34,6 @@ def render(text: str) -> str:
     """Return the page ``text`` with every table that there are results for."""
     for name in COMPARISONS:
         path = RESULTS / name / "results.csv"
-        marks = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if path.exists():
             table = pd.read_csv(path)
             order = ["budget", "pruned_validation_mean"]
@@ -43,14 +43,12 @@ def render(text: str) -> str:
                 "method", key=lambda name: name != best, kind="stable"
             )
             pairs = paired(table).query("method == @best")  # all are in results.csv
-            before, rest = text.split(marks[0])
-            after = rest.split(marks[1])[1]
-            own = comparison_markdown(found, pairs)
-            text = f"{before}{marks[0]}\n{own}{marks[1]}{after}"
+            own = comparison_markdown(found, pairs).removesuffix("\n")
+            text = insert(text, own, name)
     return text
 
 
-def insert(text: str) -> str:
+def render_readme(text: str) -> str:
     """Return the README ``text`` with the table of methods that all four cells have."""
     tables = [pd.read_csv(RESULTS / name / "results.csv") for name in COMPARISONS[:2]]
     found = summary(pd.concat(tables))
@@ -62,11 +60,8 @@ def insert(text: str) -> str:
     mean = found.pivot(index="method", columns="cell", values="pruned_validation_mean")
     order = mean.loc[wide.index].mean(axis=1).sort_values(ascending=False).index
     wide = wide.loc[order, list(dict.fromkeys(found["cell"]))]
-    marks = "<!-- methods -->", "<!-- end of methods -->"
-    before, rest = text.split(marks[0])
     rows = [[f"`{method}`", *cells] for method, *cells in wide.itertuples()]
-    own = markdown_table(["method", *wide], rows)
-    return f"{before}{marks[0]}\n{own}\n{marks[1]}{rest.split(marks[1])[1]}"
+    return insert(text, markdown_table(["method", *wide], rows), "methods")
 
 
 def _said(row: pd.Series) -> str:
@@ -98,7 +93,7 @@ def draw(budget: str = "flops 0.5") -> Figure:
 
 def main() -> None:
     """Write pages and picture."""
-    README.write_text(insert(README.read_text()))
+    README.write_text(render_readme(README.read_text()))
     PAGE.write_text(render(PAGE.read_text()))
     draw().savefig(PICTURE, dpi=110, metadata={"Software": None})
 

@@ -478,12 +478,12 @@ class SearchSettings(Checked):
             name, value = field.name, getattr(self, field.name)
             if name in _NO_MANNER or field.metadata.get("free"):
                 continue
-            presets = field.metadata.get("presets", {})
             if value == getattr(plain, name):
                 continue
             if isinstance(value, bool):
                 words.append(flag(name) if value else flag(f"no_{name}"))
             elif isinstance(value, dict):
+                presets = field.metadata.get("presets", {})
                 known = [word for word, preset in presets.items() if preset == value]
                 given = known or [f"{key}={value[key]}" for key in sorted(value)]
                 words += [f"{flag(name)} {word}" for word in given]
@@ -499,7 +499,8 @@ class SearchSettings(Checked):
 
 def unknown_setting(name: str, known: Iterable[str]) -> InputError:
     """Return the error that says what there is instead of ``name``."""
-    near = difflib.get_close_matches(name, known := list(known), 1)
+    known = list(known)
+    near = difflib.get_close_matches(name, known, 1)
     meant = f"; did you mean {near[0]}?" if near else ";"
     return InputError(
         f"{name!r} is no setting of a search{meant} known: {', '.join(known)}."

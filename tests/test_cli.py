@@ -253,6 +253,7 @@ def test_inspect_other_networks(command, home, mine):
         assert code == 0, shape
         assert [each["channels"] for each in json.loads(out)["groups"].values()] == [8, 12]
     for wrong in (
+        ("--input-shape", "3,32"),
         ("--input-shape", "3,-2,2"),
         ("--input-shape", "3,1,1,1,1"),
         ("--draw", "a.jpg"),

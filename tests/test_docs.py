@@ -36,7 +36,7 @@ def test_the_tables_of_methods_are_what_was_measured():
     text = methods.PAGE.read_text()
     assert methods.render(text) == text
     text = methods.README.read_text()
-    assert methods.insert(text) == text
+    assert methods.render_readme(text) == text
 
 
 def test_the_picture_of_methods_shows_what_was_measured():

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from helpers.networks import Gated
 from helpers.widths import random_widths
 from torch import nn
 
@@ -90,6 +91,16 @@ def test_a_network_of_its_own_class_gets_its_weights_back(network, groups, digit
     for name, value in by_hand.state_dict().items():
         assert torch.allclose(smaller.state_dict()[name], value, rtol=1e-2, atol=1e-3), name
     assert torch.equal(smaller.linear.weight, by_hand.linear.weight)
+
+
+def test_a_graph_that_viewed_in_one_order_is_the_same_among_zeros():
+    torch.manual_seed(0)
+    network = Gated().eval()
+    groups = trace(network, (3, 8, 8))
+    kept = kept_of(network, groups, np.maximum(1, groups.widths // 2))
+    smaller = remove(network, groups, kept)
+    wider, images = Padded(smaller, network, groups, kept), torch.rand(3, 3, 8, 8)
+    assert torch.allclose(wider.network(images), smaller(images), atol=1e-5)
 
 
 def test_what_is_not_the_same_among_zeros_is_refused(network, groups, rng, monkeypatch):

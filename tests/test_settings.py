@@ -110,7 +110,9 @@ def test_only_what_is_free_may_change():
 def test_what_is_not_a_setting_is_named():
     from gnnrl_ray import search
 
-    with pytest.raises(InputError, match="of a search; did you mean flops"):
+    with pytest.raises(
+        InputError, match=r"'flop' is no setting of a search; did you mean flops\? known: "
+    ):
         search(None, None, flop=0.5)
     with pytest.raises(InputError, match="a NoneType cannot be pruned"):
         search(None, None, flops=0.5)

@@ -157,7 +157,8 @@ def test_what_there_is_no_room_for_is_refused(tmp_path, more, gpus):
         (
             {"flop": 0.5},
             {},
-            "'flop' is no setting of a search; did you mean flops. known: activations, ",
+            r"'flop' is no setting of a search; did you mean flops\? known: activations, "
+            "actor_lr, ",
         ),
         ({}, {"out": ["x"]}, "'out' is no setting"),
         ({"seed": 1}, {"seed": [1, 2]}, "'seed' cannot be tried"),

@@ -33,6 +33,7 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
+    ENV_STEP_TIMER,
     LEARNER_RESULTS,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
 )
@@ -407,7 +408,8 @@ class DDPGEnvRunner(SingleAgentEnvRunner):
         """Let what an environment raises be seen as what it is, and once."""
         if self.config.restart_failed_sub_environments:
             return super()._try_env_step(actions)
-        results = self.env.step(actions)
+        with self.metrics.log_time(ENV_STEP_TIMER):
+            results = self.env.step(actions)
         self._log_env_steps(metric=self._metrics_num_try_env_step, num_steps=1)
         return results
 

@@ -85,9 +85,7 @@ class Loader:
 
     def check(self) -> None:
         """Raise a :class:`DataError` if its first batch is none; it is looked at once."""
-        if isinstance(
-            self.given, Iterator
-        ):  # lists and DataLoaders make a new one each time
+        if isinstance(self.given, Iterator):  # it is its own pass, and the only one
             raise self._gone_through
         _ = self.input_shape
 

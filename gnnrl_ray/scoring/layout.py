@@ -53,6 +53,6 @@ def quick(split: Split | Loader, *networks: nn.Module) -> Split | Loader:
     """
     if not isinstance(split, Split):
         return split
-    images = next(split.batches(_TRIED))[0]
+    images = torch.zeros(_TRIED, *split.input_shape, device=split.device)
     last = all(runs(network, images) for network in networks)
     return replace(split, channels_last=last)

@@ -27,7 +27,6 @@ IMAGES = 2  # to trace with: of one alone, ``squeeze`` would take the batch's ax
 # What makes numbers of tensors; those then depend on the image.
 _READS = ("item", "tolist", "__bool__", "__int__", "__float__")
 
-
 _REORDERING = {"view": "reshape", "view_as": "reshape_as"}
 
 
