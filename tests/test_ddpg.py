@@ -1,10 +1,12 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import ray
 import torch
 from ray import tune
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
+from ray.tune.registry import get_trainable_cls
 from scipy.stats import kstest, truncnorm
 
 from gnnrl_ray import HierarchicalGraph
@@ -350,6 +352,17 @@ def test_tune_runs_it_by_name_on_any_box_task(tmp_path):
     for result in results:
         assert result.metrics["training_iteration"] == 3
         assert result.metrics["env_runners"]["num_episodes_lifetime"] >= 3
+
+
+def test_tune_knows_its_name_in_every_ray_of_a_process():
+    """A search shuts its Ray down, and a notebook may go on with the next."""
+    assert get_trainable_cls("GNN-RL-DDPG") is DDPG
+    ray.shutdown()
+    ray.init(address="local", include_dashboard=False, logging_level="error")
+    try:
+        assert get_trainable_cls("GNN-RL-DDPG") is DDPG
+    finally:
+        ray.shutdown()  # the tests after this one need theirs
 
 
 def test_the_algorithm_is_the_configs():

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.registry import ALGORITHMS
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import POLICY_LOSS_KEY
@@ -37,7 +38,6 @@ from ray.rllib.utils.metrics import (
     LEARNER_RESULTS,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
 )
-from ray.tune.registry import register_trainable
 from scipy.stats import truncnorm
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -635,4 +635,5 @@ class DDPG(Algorithm):
             self._weights = self._greedy = None
 
 
-register_trainable("GNN-RL-DDPG", DDPG)
+# Not `register_trainable`, which the next Ray of this process would know nothing of.
+ALGORITHMS["GNN-RL-DDPG"] = lambda: (DDPG, DDPG.get_default_config())
