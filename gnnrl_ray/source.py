@@ -142,11 +142,11 @@ class Source(Checked):
         """Do what :meth:`load_network` does, with a network that :meth:`build` returned."""
         from gnnrl_ray.zoo.weights import fetch_weights, load_weights, weights_path
 
-        path = weights_path(self.network, data.name)
-        if self.weights is None and data.name == EMBEDDED and not path.is_file():
+        made = weights_path(self.network, self.dataset).is_file()
+        if self.weights is None and self.dataset == EMBEDDED and not made:
             self.train(network, data, epochs=EMBEDDED_EPOCHS, on_step=on_step)
         else:
-            path = self.weights or fetch_weights(self.network, data.name, self.dataset)
+            path = self.weights or fetch_weights(self.network, self.dataset)
             load_weights(network, path)
 
     def train(
@@ -172,7 +172,7 @@ class Source(Checked):
         from gnnrl_ray.scoring.training import train
         from gnnrl_ray.zoo.weights import save_weights, weights_path
 
-        path = weights_path(self.network, data.name)
+        path = weights_path(self.network, self.dataset)
         try:
             train(
                 network.to(device), data.train.to(device), lr=lr, batch_size=batch_size,

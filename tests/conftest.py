@@ -91,6 +91,26 @@ def few_digits(monkeypatch):
 
 
 @pytest.fixture
+def command(capsys, monkeypatch):
+    """Run a command line; return exit code, output and errors."""
+
+    from gnnrl_ray import cli
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["gnnrl-ray", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        output = capsys.readouterr()
+        # Boxes and line breaks are for people.
+        return code, output.out, " ".join(output.err.replace("│", " ").split())
+
+    return command
+
+
+@pytest.fixture
 def ray_session():
     """One Ray for all tests that need no other."""
     import ray

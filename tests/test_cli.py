@@ -25,24 +25,6 @@ def home(tmp_path, weights, few_digits, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def command(capsys, monkeypatch):
-    """Run a command line; return exit code, output and errors."""
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["gnnrl-ray", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        output = capsys.readouterr()
-        # Boxes and line breaks are for people.
-        return code, output.out, " ".join(output.err.replace("│", " ").split())
-
-    return command
-
-
 SHORT = (
     "--method", "random", "--episodes", "3", "--finetune", "none", "--epochs", "0",
     "--precision", "float32",

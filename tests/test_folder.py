@@ -21,8 +21,8 @@ from gnnrl_ray.data.split import DataError, Split
 from gnnrl_ray.errors import GnnrlError
 from gnnrl_ray.scoring.evaluation import normalised
 from gnnrl_ray.source import Source
-from gnnrl_ray.zoo import build_network
-from gnnrl_ray.zoo.weights import save_weights
+from gnnrl_ray.zoo import build_network, load_network
+from gnnrl_ray.zoo.weights import WeightsError, save_weights
 
 
 @pytest.fixture(autouse=True)
@@ -249,6 +249,36 @@ def test_a_source_names_a_folder_by_its_whole_path(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     source = Source(network="resnet20", dataset="folder:pictures", data_dir=str(tmp_path))
     assert source.load_data().classes == 3
+
+
+def test_weights_of_a_folder_are_its_own(tmp_path, home, command, monkeypatch):
+    """Whatever it is called; they are found again, and kept unless --overwrite is said."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("here", "there"):
+        tree(tmp_path / name / "digits", (32, 32), each=3)
+
+    def gnnrl(*words, folder="here"):
+        about = ("--network", "resnet20", "--dataset", f"folder:{folder}/digits")
+        return command(*words, *about)
+
+    train = ("train", "--epochs", 1, "--device", "cpu")
+    code, out, err = gnnrl(*train)
+    assert not code, err
+    (made,) = (home / "weights").iterdir()
+    assert f"weights are in {made}" in out
+    before = made.read_bytes()
+    code, _, err = gnnrl(*train)
+    assert code
+    assert f"{made} is there already" in err
+    assert made.read_bytes() == before
+    assert not gnnrl(*train, "--seed", 1, "--overwrite")[0]
+    assert made.read_bytes() != before
+    assert not gnnrl("evaluate")[0]
+    code, _, err = gnnrl("evaluate", folder="there")
+    assert code
+    assert f"--dataset folder:{tmp_path}/there/digits" in err
+    with pytest.raises(WeightsError, match="none are at"):
+        load_network("resnet20", "digits")
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_every_row_runs(tiny, file, monkeypatch):
     )  # fmt: skip
     torch.manual_seed(0)
     classes = {"cifar10": 10, "cifar100": 100, "imagenet": 3}[data]
-    weights = weights_path(network, data)
+    weights = weights_path(network, comparison.search["dataset"])
     if weights.suffix == ".th":  # a published file, whose hash is its name
         weights = weights.with_name("mine.safetensors")
         comparison = replace(

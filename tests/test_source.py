@@ -81,16 +81,21 @@ def test_an_interruption_of_training_keeps_what_there_is(home, monkeypatch):
 @pytest.mark.parametrize("dataset", ["cifar10", "folder:my pictures", "mine.data:loaders"])
 def test_other_data_sets_need_weights(home, dataset):
     """And the command that makes them names the data as they were named."""
-    source, name = Source(network="vgg16", dataset=dataset), dataset.split(":")[-1]
+    source = Source(network="vgg16", dataset=dataset)
     with pytest.raises(WeightsError, match="none are at") as caught:
-        source.load_weights(build_network("vgg16"), _Named(name))
+        source.load_weights(build_network("vgg16"), None)
     (said,) = re.findall("`gnnrl-ray (.*?)`", str(caught.value))
     assert shlex.split(said) == ["train", "--network", "vgg16", "--dataset", source.dataset]
 
 
-class _Named:
-    def __init__(self, name):
-        self.name = name
+def test_data_of_ones_own_share_no_weights_with_others(home):
+    """Folders are called alike, and some as what is embedded or published."""
+    ours = ("digits", "cifar10", "cifar100")
+    named = [f"{where}{name}" for name in (*ours, "a.b")
+             for where in ("folder:", "folder:/x/", "folder:/y/", "m:", "n:")]  # fmt: skip
+    paths = {weights_path("resnet20", name) for name in (*ours, *named)}
+    assert len(paths) == len(ours) + len(named)
+    assert len({path.parent for path in paths}) == 1
 
 
 def test_json(weights):

@@ -82,7 +82,7 @@ def load_weights(source: Source, network: nn.Module, data: Data) -> None:
         try:
             source.load_weights(network, data, advance)
         except KeyboardInterrupt:
-            training_interrupted(source, data)
+            training_interrupted(source)
 
 
 def finetune_shown(
@@ -103,9 +103,10 @@ def finetune_shown(
             stop(f"{run.storage}/finetuned.safetensors is left; go on with: {again}")
 
 
-def training_interrupted(source: Source, data: Data) -> NoReturn:
+def training_interrupted(source: Source) -> NoReturn:
     """Say what an interrupted training leaves, and end."""
-    path = weights_path(source.network, data.name).with_suffix(".interrupted.safetensors")
+    path = weights_path(source.network, source.dataset)
+    path = path.with_suffix(".interrupted.safetensors")
     if not path.exists():
         stop("nothing has been trained yet")
     stop(f"to use what has been trained so far: --weights {shlex.quote(str(path))}")

@@ -58,7 +58,7 @@ def train_command(
             about.train(network, data, epochs=epochs, lr=lr, batch_size=batch_size,
                         seed=seed, device=where, on_step=advance)  # fmt: skip
         except KeyboardInterrupt:
-            training_interrupted(about, data)
+            training_interrupted(about)
     show_measures({"dense": network}, data, costs, as_json)
     if not as_json:
         print(f"weights are in {path}")

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.home import home
+from gnnrl_ray.settings import DATASETS
 from gnnrl_ray.storage import storage_of
 
 SOURCE = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
@@ -37,19 +39,28 @@ class WeightsError(InputError):
 
 
 def weights_path(name: str, dataset: str) -> Path:
-    """Return where the weights of ``name`` for ``dataset`` are kept, there or not."""
+    """Return where the weights of a network for a data set are kept, there or not.
+
+    Args:
+        name: of the network.
+        dataset: as ``--dataset`` has it. Of what is not ours, the last word alone would not
+            do: many folders are called ``images``, and one may be called ``digits``.
+    """
     plain = name.replace(":", "-").replace("/", "-")
-    file = PUBLISHED.get((name, dataset), f"{plain}-{dataset}.safetensors")
+    called = dataset
+    if dataset not in DATASETS:
+        digest = hashlib.sha256(dataset.encode()).hexdigest()
+        called = f"{re.split('[:/]', dataset)[-1]}-{digest[:8]}"
+    file = PUBLISHED.get((name, dataset), f"{plain}-{called}.safetensors")
     return home() / "weights" / file
 
 
-def fetch_weights(name: str, dataset: str, flag: str | None = None) -> Path:
+def fetch_weights(name: str, dataset: str) -> Path:
     """Return the weights file, downloading it first if it is published and not here.
 
     Args:
         name: of the network.
-        dataset: its name.
-        flag: what `--dataset` calls it, if otherwise.
+        dataset: as ``--dataset`` has it.
 
     Raises:
         WeightsError: no such file here, and none could be had.
@@ -58,7 +69,7 @@ def fetch_weights(name: str, dataset: str, flag: str | None = None) -> Path:
     published = PUBLISHED.get((name, dataset))
     if published is None:
         if not path.is_file():
-            train = ("gnnrl-ray", "train", "--network", name, "--dataset", flag or dataset)
+            train = ("gnnrl-ray", "train", "--network", name, "--dataset", dataset)
             raise WeightsError(
                 f"no weights of {name!r} for {dataset!r} are published and none are at "
                 f"{path}; make them with `{shlex.join(train)}`, or pass your own with "
