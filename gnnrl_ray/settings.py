@@ -252,6 +252,16 @@ def parse_dataset(given: object) -> str:
     return given
 
 
+def last_word(dataset: str) -> str:
+    """Return what a data set is called, without where it is."""
+    return re.split("[:/]", dataset.rstrip("/"))[-1]
+
+
+def file_name(text: str) -> str:
+    """Return what a file is called that is of ``text``, such as ``timm:NAME``."""
+    return re.sub("[:/]", "-", text)
+
+
 def check_dataset(name: str, validation: str) -> None:
     """Raise a ``DataError`` if there is no such data set, or no such split of it."""
     if ":" not in name and name not in DATASETS:

@@ -5,7 +5,6 @@ What loads them is imported then: ``--help`` needs the names alone.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from gnnrl_ray.errors import InputError
@@ -15,6 +14,7 @@ from gnnrl_ray.settings import (
     VALIDATIONS,
     Checked,
     check_dataset,
+    last_word,
     parse_dataset,
     setting,
 )
@@ -74,8 +74,8 @@ class Source(Checked):
 
     @property
     def data_name(self) -> str:
-        """What the data set is called: of a folder, without where it is."""
-        return Path(self.dataset.removeprefix(FOLDER)).name
+        """What the data set is called, without where it is."""
+        return last_word(self.dataset)
 
     def check(self) -> None:
         """Raise an ``InputError`` for what can be known to be nowhere, at once."""
@@ -170,9 +170,11 @@ class Source(Checked):
             KeyboardInterrupt: what was trained is in ``*.interrupted.safetensors``.
         """
         from gnnrl_ray.scoring.training import train
+        from gnnrl_ray.storage import Storage
         from gnnrl_ray.zoo.weights import save_weights, weights_path
 
         path = weights_path(self.network, self.dataset)
+        Storage(path.parent).check_writable("set $GNNRL_HOME to a folder of yours")
         try:
             train(
                 network.to(device), data.train.to(device), lr=lr, batch_size=batch_size,

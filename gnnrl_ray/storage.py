@@ -5,6 +5,8 @@ each with a package of its own.
 """
 
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -64,6 +66,29 @@ class Storage:
         if not self._files.exists(self._root):
             return set()
         return {Path(path).name for path in self._files.ls(self._root, False)}
+
+    def check_writable(self, remedy: str) -> None:
+        """Write an empty file into a local directory, and delete what that took.
+
+        Args:
+            remedy: said where that fails.
+
+        Raises:
+            InputError: it does.
+        """
+        if self.local is None:
+            return
+        missing = [path for path in (self.local, *self.local.parents) if not path.exists()]
+        try:
+            self.local.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.local).close()
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise InputError(f"cannot write to {self} ({reason}); {remedy}.") from error
+        finally:
+            for path in missing:
+                with suppress(OSError):  # not made, or somebody has put something there
+                    path.rmdir()
 
     def read(self, name: str) -> bytes:
         """Return what is in the file.

@@ -273,7 +273,10 @@ def test_weights_of_a_folder_are_its_own(tmp_path, home, command, monkeypatch):
     assert made.read_bytes() == before
     assert not gnnrl(*train, "--seed", 1, "--overwrite")[0]
     assert made.read_bytes() != before
-    assert not gnnrl("evaluate")[0]
+    few = ("--method", "random", "--episodes", 1, "--finetune", "none")
+    code, _, err = gnnrl("search", *few, "--precision", "float32")
+    assert not code, err
+    assert (tmp_path / "runs/resnet20-digits-random/best.json").is_file()
     code, _, err = gnnrl("evaluate", folder="there")
     assert code
     assert f"--dataset folder:{tmp_path}/there/digits" in err

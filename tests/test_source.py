@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gnnrl_ray import Source, accuracy
+from gnnrl_ray.errors import InputError
 from gnnrl_ray.jobs.sweep import Sweep
 from gnnrl_ray.zoo import build_network
 from gnnrl_ray.zoo.weights import WeightsError, read_weights, save_weights, weights_path
@@ -76,6 +77,13 @@ def test_an_interruption_of_training_keeps_what_there_is(home, monkeypatch):
     path = weights_path("resnet20", "digits")
     assert not path.exists()
     assert path.with_suffix(".interrupted.safetensors").is_file()
+
+
+def test_nothing_is_trained_that_cannot_be_kept(home, monkeypatch):
+    (home / "file").touch()
+    monkeypatch.setenv("GNNRL_HOME", str(home / "file/home"))
+    with pytest.raises(InputError, match=r"Not a directory\); set \$GNNRL_HOME to"):
+        Source().load(lambda step, loss: pytest.fail("trained for nothing"))
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "folder:my pictures", "mine.data:loaders"])

@@ -95,3 +95,16 @@ def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(InputError, match="/a is a folder; name a file in it"):
         Storage(tmp_path).write("a", b"x")
     assert Storage(tmp_path).names() == {"a"}
+
+
+def test_that_it_can_be_written_is_tried_and_leaves_nothing(where, tmp_path):
+    Storage(where).check_writable("try another")
+    assert not Storage(where).exists()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    for below in ("file", "file/a", "file/a/b"):
+        with pytest.raises(InputError, match=r"file.* \(.*\); try another\."):
+            Storage(tmp_path / below).check_writable("try another")
+    (tmp_path / "full").mkdir()
+    Storage(tmp_path / "full").check_writable("try another")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "full"}

@@ -11,7 +11,7 @@ import typer
 from gnnrl_ray.commands.terminal import JsonOption, QuietOption, TrustOption, errors, stop
 from gnnrl_ray.jobs.trackers import Trackers, tracked
 from gnnrl_ray.options import settings_as_options
-from gnnrl_ray.settings import SearchSettings
+from gnnrl_ray.settings import SearchSettings, file_name
 from gnnrl_ray.source import EMBEDDED, EMBEDDED_EPOCHS, Source
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def search_command(
         known = run.latency
     else:
         about, wanted = Source(**source), SearchSettings(**settings)
-    name = f"{(about.network or '').replace(':', '-')}-{about.dataset}-{wanted.method}"
+    name = file_name(f"{about.network}-{about.data_name}-{wanted.method}")
     folder = resume or out or f"runs/{name}"
     if not resume:
         check_free(folder, overwrite)

@@ -22,7 +22,7 @@ from gnnrl_ray.pruning.costs import Costs
 from gnnrl_ray.run.directory import Run, rebuild
 from gnnrl_ray.scoring.measures import measure
 from gnnrl_ray.scoring.training import steps_per_epoch
-from gnnrl_ray.settings import BUDGETS, SearchSettings, setting, unknown_setting
+from gnnrl_ray.settings import BUDGETS, SearchSettings, file_name, setting, unknown_setting
 from gnnrl_ray.source import Source
 from gnnrl_ray.storage import Storage
 
@@ -71,7 +71,7 @@ class Cell:
     def name(self) -> str:
         """Of its directory."""
         words = (self.network, self.limits, self.method, str(self.seed))
-        return "-".join(words).replace(", ", "-").replace(" ", "").replace(":", "-")
+        return file_name("-".join(words).replace(", ", "-").replace(" ", ""))
 
 
 @dataclass

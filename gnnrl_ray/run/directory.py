@@ -151,6 +151,7 @@ class Run:
                 f"{storage} is no run, but holds {min(others)}; name another directory "
                 "with --out."
             )
+        storage.check_writable("name another directory with --out")
 
     def replace(self) -> None:
         """Delete the run that this one was made in place of, or bring it back.

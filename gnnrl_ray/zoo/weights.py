@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import pickle
-import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.home import home
-from gnnrl_ray.settings import DATASETS
+from gnnrl_ray.settings import DATASETS, file_name, last_word
 from gnnrl_ray.storage import storage_of
 
 SOURCE = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
@@ -46,12 +45,11 @@ def weights_path(name: str, dataset: str) -> Path:
         dataset: as ``--dataset`` has it. Of what is not ours, the last word alone would not
             do: many folders are called ``images``, and one may be called ``digits``.
     """
-    plain = name.replace(":", "-").replace("/", "-")
     called = dataset
     if dataset not in DATASETS:
         digest = hashlib.sha256(dataset.encode()).hexdigest()
-        called = f"{re.split('[:/]', dataset)[-1]}-{digest[:8]}"
-    file = PUBLISHED.get((name, dataset), f"{plain}-{called}.safetensors")
+        called = f"{last_word(dataset)}-{digest[:8]}"
+    file = PUBLISHED.get((name, dataset), f"{file_name(name)}-{called}.safetensors")
     return home() / "weights" / file
 
 
