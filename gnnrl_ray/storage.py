@@ -6,13 +6,18 @@ each with a package of its own.
 
 import os
 import tempfile
-from contextlib import suppress
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from gnnrl_ray.errors import InputError
+
+PARTIAL = ".partial"  # at the end of what is not whole yet
 
 
 def storage_of(path: Path | str) -> tuple["Storage", str]:
@@ -106,14 +111,8 @@ class Storage:
         path = self.local / name
         if path.is_dir():
             raise InputError(f"{path} is a folder; name a file in it.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        try:
-            _write_through(partial, "wb", content)
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        with written_whole(path) as file:
+            file.write(content)
 
     def append(self, name: str, content: bytes) -> None:
         """Add to the end of the file; what is behind a URI is written anew."""
@@ -122,7 +121,10 @@ class Storage:
             self.write(name, before + content)
             return
         self.local.mkdir(parents=True, exist_ok=True)
-        _write_through(self.local / name, "ab", content)
+        path = self.local / name
+        with _named(path), path.open("ab") as file:
+            file.write(content)
+            _write_through(file)
 
     def copy(self, directory: Path, name: str) -> None:
         """Copy a local directory to ``name``."""
@@ -149,12 +151,36 @@ class Storage:
             self._files.rm(f"{self._root}/{name}", recursive=True)
 
 
-def _write_through(path: Path, mode: str, content: bytes) -> None:
-    """Write so that no power failure takes it back; errors name the file."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that is at ``path`` once it is whole, and not at all if that fails.
+
+    Of several processes that write one at once, the last has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
-        with path.open(mode) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        with _named(path), partial.open("xb") as file:
+            yield file
+            _write_through(file)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _write_through(file: BinaryIO) -> None:
+    """See to it that no power failure takes back what was written."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let what is wrong with a file say which."""
+    try:
+        yield
     except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error

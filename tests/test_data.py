@@ -115,6 +115,21 @@ def test_missing_cifar10_says_where_and_how(tmp_path, monkeypatch):
         load_data("cifar10", tmp_path)
 
 
+def test_what_is_downloaded_is_one_file(tmp_path, monkeypatch):
+    import torchvision
+
+    class Few:
+        def __init__(self, root, train, download):
+            with open(f"{root}/archive.tar.gz", "xb" if train else "ab"):
+                self.data = np.full((10 if train else 8, 32, 32, 3), 7, np.uint8)
+            self.targets = [n % 10 for n in range(len(self.data))]
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Few)
+    data = load_data("cifar10", tmp_path / "new")
+    assert (len(data.train), len(data.test)) == (10, 8)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["cifar10.npz"]
+
+
 def test_damaged_cifar10(cifar_folder):
     path = cifar_folder / "cifar10.npz"
     path.write_bytes(path.read_bytes()[:1000])

@@ -55,3 +55,10 @@ def test_behind_a_uri_it_is_a_lease():
         storage.write("lock.json", content.encode())
         with locked(storage):
             pass
+
+
+def test_what_was_killed_leaves_nothing_unfinished(tmp_path):
+    for name in ("checkpoint.zip.1234.partial", "journal.jsonl"):
+        (tmp_path / name).touch()
+    with locked(Storage(tmp_path)):
+        assert Storage(tmp_path).names() == {"journal.jsonl", "lock"}

@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -76,18 +78,48 @@ def test_unusable_uris_are_refused(where):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_a_full_disk_is_named_and_harms_nothing(tmp_path):
+def test_a_full_disk_is_named_and_harms_nothing(tmp_path, monkeypatch):
     folder = Storage(tmp_path)
     folder.write("a", b"as it was")
-    for name in ("a.partial", "log"):
-        (tmp_path / name).symlink_to("/dev/full")
-    with pytest.raises(OSError, match=r"No space left on device: '.*/a.partial'") as full:
-        folder.write("a", b"new")
-    assert full.value.errno == errno.ENOSPC
-    assert folder.read("a") == b"as it was"
+    (tmp_path / "log").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: '.*/log'"):
         folder.append("log", b"line\n")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", full)  # where a full disk shows at the latest
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a'") as caught:
+        folder.write("a", b"new")
+    assert caught.value.errno == errno.ENOSPC
+    assert folder.read("a") == b"as it was"
     assert folder.names() == {"a", "log"}  # nothing half done
+
+
+_WRITES = """
+import sys
+from gnnrl_ray.storage import Storage
+folder, mine = Storage(sys.argv[1]), sys.argv[2].encode() * 100_000
+for _ in range(100):
+    folder.write("a", mine)
+    found = folder.read("a")
+    assert (len(found), len(set(found))) == (100_000, 1), "torn"
+"""
+
+
+def test_many_processes_write_one_file_at_once(tmp_path):
+    """Two first searches train and keep the same weights, for one."""
+    writers = [
+        subprocess.Popen([sys.executable, "-c", _WRITES, tmp_path, letter],
+                         stderr=subprocess.PIPE, text=True)
+        for letter in "abc"
+    ]  # fmt: skip
+    for writer in writers:
+        assert not writer.wait(60), writer.stderr.read()
+    assert Storage(tmp_path).names() == {"a"}
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_a_folder_is_no_file(tmp_path):

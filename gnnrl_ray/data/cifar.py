@@ -5,12 +5,14 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
 from gnnrl_ray.data.split import Split
 from gnnrl_ray.errors import DataError
+from gnnrl_ray.storage import written_whole
 
 _LARGEST = 2**30  # bytes of one array; CIFAR's largest has 1.5e8
 
@@ -61,24 +63,19 @@ def _download_cifar(path: Path) -> None:
     """Fetch CIFAR-10 or -100 through torchvision and keep it as one file of arrays."""
     from torchvision import datasets
 
-    name = path.stem.upper()
+    name, arrays = path.stem.upper(), {}
     try:
-        parts = {
-            part: getattr(datasets, name)(
-                path.parent / "download", part == "train", download=True
-            )
-            for part in ("train", "test")
-        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent) as scratch:
+            for part in ("train", "test"):
+                dataset = getattr(datasets, name)(scratch, part == "train", download=True)
+                arrays[f"x_{part}"] = dataset.data
+                arrays[f"y_{part}"] = np.asarray(dataset.targets, np.int64)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{name} is not at {path} and could not be downloaded ({error}). Make that "
             "file yourself: numpy.savez with x_train [50000, 32, 32, 3] uint8, y_train "
             "[50000] int64, x_test and y_test; or name its folder with --data-dir."
         ) from error
-    arrays = {}
-    for part, dataset in parts.items():
-        arrays[f"x_{part}"] = dataset.data
-        arrays[f"y_{part}"] = np.asarray(dataset.targets, np.int64)
-    unfinished = path.with_suffix(".partial.npz")
-    np.savez(unfinished, **arrays)
-    unfinished.rename(path)
+    with written_whole(path) as file:
+        np.savez(file, **arrays)

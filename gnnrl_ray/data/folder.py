@@ -8,7 +8,6 @@ of each class is for testing.
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from gnnrl_ray.data.split import ImageFile, Split
 from gnnrl_ray.errors import DataError
 from gnnrl_ray.home import home
 from gnnrl_ray.settings import FOLDER
+from gnnrl_ray.storage import written_whole
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
@@ -178,20 +178,12 @@ def _kept(
 
 def _decode_all(files: Sequence[str], kept: ImageFile, side: int | None) -> None:
     """Write the images; the file is there only when it is whole."""
-    where = Path(kept.path)
-    where.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(dir=where.parent, prefix=f"{where.name}.")
     console = Console(stderr=True)
-    try:
-        with os.fdopen(handle, "wb") as file, ThreadPoolExecutor() as pool:
-            parts = [files[n : n + _AT_ONCE] for n in range(0, len(files), _AT_ONCE)]
-            for part in track(
-                parts, f"decoding {len(files):,} images", console=console, transient=True,
-                disable=not console.is_terminal,
-            ):  # fmt: skip
-                for image in pool.map(partial(_decoded, side=side), part):
-                    file.write(image.tobytes())
-        os.replace(unfinished, where)
-    except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
+    with written_whole(Path(kept.path)) as file, ThreadPoolExecutor() as pool:
+        parts = [files[n : n + _AT_ONCE] for n in range(0, len(files), _AT_ONCE)]
+        for part in track(
+            parts, f"decoding {len(files):,} images", console=console, transient=True,
+            disable=not console.is_terminal,
+        ):  # fmt: skip
+            for image in pool.map(partial(_decoded, side=side), part):
+                file.write(image.tobytes())

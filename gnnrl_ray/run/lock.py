@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.storage import Storage
+from gnnrl_ray.storage import PARTIAL, Storage
 
 _FILE = "lock"
 _RENEWED, _EXPIRED = 15, 60  # seconds
@@ -57,6 +57,8 @@ def locked(storage: Storage) -> Iterator[None]:
         file.truncate(0)
         file.write(me)
         file.flush()
+        for left in storage.local.glob(f"*{PARTIAL}"):  # by what was killed
+            left.unlink(missing_ok=True)
         yield
 
 
