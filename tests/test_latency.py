@@ -103,9 +103,22 @@ def test_networks_are_timed_once_and_the_table_is_kept(tmp_path, monkeypatch):
     assert table(costs, groups.widths) > table(costs, np.ones_like(groups.widths)) > 0
     monkeypatch.setattr(latency, "measure_latency", lambda *_: pytest.fail("again"))
     assert latency_table(network, groups, cpu, 2).to_dict() == table.to_dict()
-    # Of another batch, or damaged, it is another table.
+    again = ResNet(8).eval()
+    again.load_state_dict(network.state_dict())
+    same = latency_table(again, trace(again, (3, 32, 32)), cpu, 2)
+    assert same.to_dict() == table.to_dict()
+    # Of another batch, of the same layers with something else between, or damaged, it is
+    # another table.
     with pytest.raises(pytest.fail.Exception):
         latency_table(network, groups, cpu, 3)
+    monkeypatch.setattr("torch.nn.functional.relu", torch.nn.functional.gelu)
+    other = trace(again, (3, 32, 32))
+    assert np.array_equal(other.widths, groups.widths)
+    with pytest.raises(pytest.fail.Exception):
+        latency_table(again, other, cpu, 2)
+    monkeypatch.undo()
+    monkeypatch.setenv("GNNRL_HOME", str(tmp_path))
+    monkeypatch.setattr(latency, "measure_latency", lambda *_: pytest.fail("again"))
     (file,) = (tmp_path / "latency").iterdir()
     file.write_text("{}")
     with pytest.raises(pytest.fail.Exception):

@@ -37,8 +37,8 @@ def latency_table(
 ) -> LatencyTable:
     """Return the table of ``network`` on ``device``, measured once and then kept.
 
-    It is kept under ``home()``, by what layers there are, device, threads, batch, version
-    of torch and the way it was measured in.
+    It is kept under ``home()``, by all modules and operations of the network, device,
+    threads, batch, version of torch and the way it was measured in.
 
     Args:
         network: dense; left as it is.
@@ -51,6 +51,7 @@ def latency_table(
     told = [
         _WAY, name, batch, torch.__version__, groups.input_shapes, groups.widths.tolist(),
         [(op.name, op.kernel, op.size, op.groups, op.uses) for op in groups.layers],
+        str(groups.graph_of(network)),
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(told, default=int).encode()).hexdigest()[:16]
     storage, file = Storage(home()), f"latency/{digest}.json"
