@@ -5,11 +5,12 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.networks import shaken
+from helpers.networks import count_macs, shaken
+from helpers.widths import random_widths
 from test_properties import check_costs, check_removed_equals_masked
 from torch import nn
 
-from gnnrl_ray import prune, trace
+from gnnrl_ray import Costs, prune, trace
 from gnnrl_ray.tracing.symbolic import TraceError
 
 SHAPE = (3, 8, 8)
@@ -129,14 +130,69 @@ def test_ways_to_write_it(kind):
     assert removed(x).shape == (3, 4)
 
 
-class Counted(Body):
-    def body(self, x):
-        return x / x.shape[1] ** 0.5
+def tokens(m, x):
+    return m.project(x.flatten(2).transpose(1, 2)).transpose(1, 2)
 
 
-class CountedBySize(Body):
+def gate(m, x):
+    return m.wide(x.mean((2, 3), keepdim=True)).sigmoid()
+
+
+COUNTED = {
+    "in arithmetic": lambda m, x: x / x.shape[1] ** 0.5 + m.same(x) * (1 / x.size(1)),
+    "of another, in arithmetic": lambda m, x: m.same(x) * x.size(1) / x[0].numel(),
+    "shape of another": lambda m, x: tokens(m, x).reshape(x.shape),
+    "size of another": lambda m, x: tokens(m, x).view(x.size()),
+    "by its name": lambda m, x: torch.reshape(input=tokens(m, x), shape=x.shape),
+    "part of a shape": lambda m, x: tokens(m, x).reshape(x.shape[:2] + x.shape[2:]),
+    "parts of it": lambda m, x: tokens(m, x).reshape([*x.shape[:2], 8, 8]),
+    "times another size": lambda m, x: (
+        tokens(m, x).reshape(x.size(0), x.size(1) * 8, -1).reshape(x.shape)
+    ),
+    "calculated back": lambda m, x: tokens(m, x).reshape(
+        x.size(0), x.numel() // (x.size(0) * 64), 8, 8
+    ),
+    "of one image": lambda m, x: tokens(m, x).reshape(-1, x[0].numel() // 64, 8, 8),
+    "a part as wide as another": lambda m, x: m.wider(x).narrow(1, 2, x.size(1)),
+    "a slice as wide as another": lambda m, x: m.wider(x)[:, : x.shape[1]],
+    "padded to another": lambda m, x: F.pad(
+        x, (0, 0, 0, 0, 0, m.wider(x).size(1) - x.size(1))
+    )[:, 5:17],
+    "repeated": lambda m, x: x.repeat(1, m.wider(x).size(1) // x.size(1), 1, 1)[:, :12],
+    "pixels": lambda m, x: F.adaptive_avg_pool2d(m.same(x), x.size(1)),
+    "more pixels": lambda m, x: F.interpolate(m.same(x), size=(x.size(1), 8)),
+    "expanded to a shape": lambda m, x: x * gate(m, x).expand(x.shape),
+    "expanded to sizes": lambda m, x: x + gate(m, x).expand(*x.shape),
+    "expanded and joined": lambda m, x: torch.cat(
+        [x, gate(m, x).expand(-1, x.size(1), 8, 8)], 1
+    )[:, 6:18],
+    "numbers in a row": lambda m, x: m.same(x) + torch.arange(x.size(1))[:, None, None],
+}
+
+
+class Counting(Body):
+    def __init__(self, body):
+        super().__init__()
+        self.same, self.wide = nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 12, 1)
+        self.wider, self.project = nn.Conv2d(12, 24, 1), nn.Linear(12, 12)
+        self.of = body
+
     def body(self, x):
-        return x * (1 / x.size(1))
+        return self.of(self, x)
+
+
+@pytest.mark.parametrize("written", COUNTED)
+def test_numbers_of_channels_are_those_of_the_dense_network(written, rng):
+    """Wherever they are read, and whatever is left of what they were read from."""
+    torch.manual_seed(0)
+    network = shaken(Counting(COUNTED[written])).double()
+    groups = trace(network, SHAPE)
+    assert len(groups.names)
+    x = torch.randn(3, *SHAPE, dtype=torch.double)
+    for _ in range(8):
+        widths = random_widths(groups, rng)
+        removed = check_removed_equals_masked(network, SHAPE, groups, widths, x)
+        assert count_macs(removed, SHAPE) == Costs(groups).macs(widths)
 
 
 class Indices(Body):
@@ -166,8 +222,6 @@ class Sliced(Body):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (Counted, "truediv in .*: the number of channels is calculated with"),
-        (CountedBySize, "mul in .*: the number of channels is calculated with"),
         (Standardised, "conv2d in .*: weights that are computed"),
         (Softmax, "softmax in .*: normalised over all channels together"),
         (Sliced, "getitem in .*: channels and pixels are sliced at once"),

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from gnnrl_ray.data.loader import InputShape
 from gnnrl_ray.pruning.importance import Batch, rank
-from gnnrl_ray.tracing.check import Reference, trains
+from gnnrl_ray.tracing.check import SAME, Reference, trains
 from gnnrl_ray.tracing.groups import ChannelGroups
 from gnnrl_ray.tracing.operations import (
     FIXED,
@@ -143,13 +143,13 @@ def deliver(
             module = smaller.get_submodule(op.module)
             if module is not result.get_submodule(op.module):
                 _resize(module, *_change(op, flags), op)
-    expected = _silent(network, groups, kept, flags)
-    macs = expected.check(result, "the pruned graph")
+    macs = _silent(network, groups, kept, flags).check(result, "the pruned graph")
     if load is not None:
         load(result, smaller)
-        expected = Reference.of(result, groups.input_shapes)
+    expected = Reference.of(result, groups.input_shapes)
     try:
-        alike = expected.check(smaller, "the network's own code on fewer channels") == macs
+        own = "the network's own code on fewer channels"
+        alike = expected.check(smaller, own, SAME) == macs
     except TraceError:
         alike = False
     # What is there for training alone, as auxiliary classifiers are, has not been traced.

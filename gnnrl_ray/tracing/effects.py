@@ -8,7 +8,7 @@ Axis letters: C channels of one operation.
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,7 @@ def _follow_node(flow: Labels, node: fx.Node, skip: bool) -> list[str]:
             sources = (n for n in node.all_input_nodes if _has_tensor(flow.values[n]))
             flow.read_bare(*sources)
         return []
+    _spell_out(flow, node)
     if not inputs:
         # Calculated from parameters; what reads it will say what that means.
         flow.alone.append(node)
@@ -333,8 +334,6 @@ def _multiply(flow: Labels, node: fx.Node) -> None:
 
 def _elementwise(flow: Labels, node: fx.Node, kind: str) -> None:
     """Tie channels that meet; a single one that all others meet is tied to none."""
-    if any(_counts_channels(flow, n) for n in node.all_input_nodes):
-        raise flow.whole("the number of channels is calculated with")
     count, shape = len(flow.shape(node)), flow.shape(node)
     tensors = [n for n in node.all_input_nodes if isinstance(flow.values[n], Tensor)]
     streams = {n: flow.stream(n) for n in tensors if n in flow.streams}
@@ -470,7 +469,6 @@ def _rearrange(flow: Labels, node: fx.Node) -> None:
         raise flow.whole(f"positions cannot be followed ({error})") from error
     flow.streams[node] = Transit(before.source, positions)
     sizes, origin = _sizes(node), flow.stream(before.source)
-    _spell_out(flow, node, origin.labels)
     if not isinstance(positions, Tensor):
         return
     shape, channels = flow.shape(before.source), len(origin.labels)
@@ -525,52 +523,104 @@ def _sizes(node: fx.Node) -> list:
 
 def _counts_channels(flow: Labels, node: object) -> bool:
     """Say whether a number is calculated from how many channels something has."""
-    if not isinstance(node, fx.Node) or _has_tensor(flow.values[node]):
-        return False
-    if node.op == "get_attr" or not node.all_input_nodes:
-        return False
-    source = node.all_input_nodes[0]
-    sizes = flow.values[source]
-    if node.target is operator.getitem and isinstance(sizes, tuple):
-        which = range(len(sizes))[node.args[1]]
-        axis = _axis_of(flow, source.all_input_nodes[0])
-        return axis in ([which] if isinstance(which, int) else which)
-    if node.target == "size" and len(node.args) > 1:
-        return bool(node.args[1] % len(flow.shape(source)) == _axis_of(flow, source))
-    if source in flow.streams:  # its whole shape, or the number of all its elements
-        return node.target not in ("dim", "ndimension", "is_contiguous")
-    return any(_counts_channels(flow, n) for n in node.all_input_nodes)
+    return isinstance(node, fx.Node) and any(
+        _is_channels(flow, *size) for size in _sizes_read(flow, node)
+    )
 
 
-def _spell_out(flow: Labels, node: fx.Node, own: Tensor) -> None:
-    """Write numbers of channels in a view as they are, if they were read elsewhere.
+def _spell_out(flow: Labels, node: fx.Node) -> None:
+    """Write numbers of channels as they are: what they were read from may change alone.
 
-    What another tensor has may change by another share. Removal rewrites what has become
-    of ``own``, the labels of what is viewed.
+    Of views, removal rewrites what has become of the number of what is viewed.
     """
+    tensors = [n for n in node.all_input_nodes if n in flow.streams]
+    own = flow.labels_of(tensors[0]) if tensors and node.target in RESHAPES else None
 
-    def number(given: object) -> object:
-        other = isinstance(given, fx.Node) and _counts_others(flow, given, own)
-        return flow.values[given] if other else given
+    spelled = []
 
-    if node.target in RESHAPES:
-        before = node.args
-        node.args = (before[0], *fx.node.map_aggregate(before[1:], number))
-        if node.args != before:
-            flow.graph.recompile()
+    def number(given: fx.Node) -> object:
+        read = _sizes_read(flow, given)
+        counted = [flow.labels_of(s[0]) for s in read if _is_channels(flow, *s)]
+        others = [n for n in counted if own is None or not torch.equal(n, own)]
+        if not others:
+            return given
+        if not any(_is_images(flow, *size) for size in read):
+            spelled.append(flow.values[given])
+            return spelled[-1]
+        for labels in (*others, *map(flow.labels_of, tensors)):
+            flow.freeze(labels, describe_node(node, "counted together with the images"))
+        return given
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), number)
+    if spelled:
+        node.args, node.kwargs = args, kwargs
+        flow.graph.recompile()
 
 
-def _counts_others(flow: Labels, node: fx.Node, own: Tensor) -> bool:
-    """Say whether a number is made of numbers of channels, none of them of ``own``."""
-    if not isinstance(flow.values[node], int):
-        return False
-    if node.target is operator.getitem and not isinstance(node.args[1], int):
-        return False
+def _sizes_read(
+    flow: Labels, node: fx.Node, which: Sequence[int] | None = None
+) -> list[tuple[fx.Node, int | None]]:
+    """Return the sizes that a number, or several, are made of: tensors and axes.
+
+    Args:
+        flow: of the graph.
+        node: returns numbers.
+        which: of several; default: all.
+
+    Returns:
+        Pairs of a tensor and an axis of it, ``None`` for its number of elements.
+    """
+    value = flow.values[node]
+    if node.op == "get_attr" or _has_tensor(value):
+        return []
     sources = node.all_input_nodes
-    if node.target not in (operator.getitem, "size"):
-        return bool(sources) and all(_counts_others(flow, n, own) for n in sources)
-    tensor = sources[0] if sources[0] in flow.streams else sources[0].all_input_nodes[0]
-    return _counts_channels(flow, node) and not torch.equal(flow.stream(tensor).labels, own)
+    several = isinstance(value, tuple)
+    if several and which is None:
+        which = range(len(value))
+    if sources and isinstance(flow.values[sources[0]], Tensor):
+        (tensor, *_), asked = sources, node.args[1:]
+        if node.target in ("numel", "nelement", torch.numel):
+            return [(tensor, None)]
+        if node.target != "size" and asked != ("shape",):
+            return []
+        axes = which if several else [(*node.args[1:], *node.kwargs.values())[0]]
+        return [(tensor, axis % len(flow.shape(tensor))) for axis in axes]
+    if node.target is operator.getitem and isinstance(flow.values[sources[0]], tuple):
+        at = fx.node.map_arg(node.args[1], flow.values.__getitem__)
+        taken = range(len(flow.values[sources[0]]))[at]
+        inside = [taken[i] for i in which] if several else [taken]
+        return _sizes_read(flow, sources[0], inside)
+    read = []
+    if several and node.target is operator.add:
+        parts = [part for side in node.args for part in _parts(flow, side)]
+        for source, at in (parts[i] for i in which):
+            if isinstance(source, fx.Node):
+                read += _sizes_read(flow, source, at)
+        return read
+    for source in sources:
+        read += _sizes_read(flow, source)
+    return read
+
+
+def _parts(flow: Labels, side: object) -> list[tuple[object, list[int] | None]]:
+    """Return each number of a tuple, of which a node returns it or which it is."""
+    if isinstance(side, fx.Node):
+        return [(side, [i]) for i in range(len(flow.values[side]))]
+    return [(part, None) for part in side]
+
+
+def _is_channels(flow: Labels, tensor: fx.Node, axis: int | None) -> bool:
+    """Say whether how many channels ``tensor`` has is in its size along ``axis``."""
+    stream = flow.streams.get(tensor)
+    if isinstance(stream, Stream):
+        return axis in (stream.axis, None)
+    return stream is not None and not _is_images(flow, tensor, axis or 1)
+
+
+def _is_images(flow: Labels, tensor: fx.Node, axis: int | None) -> bool:
+    """Say whether how many images there are is in a size of ``tensor`` along ``axis``."""
+    first = not axis and flow.shape(tensor)[0] == IMAGES
+    return first and _axis_of(flow, tensor) != axis
 
 
 def _axis_of(flow: Labels, node: fx.Node) -> int:

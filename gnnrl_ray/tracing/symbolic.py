@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gnnrl_ray.data.loader import InputShape, shapes_of
 from gnnrl_ray.errors import InputError
+from gnnrl_ray.tracing.operations import RESHAPES
 from gnnrl_ray.tracing.plain import with_plain_layers
 from gnnrl_ray.tracing.proxies import (
     Aliases,
@@ -111,6 +112,8 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def create_proxy(self, kind, target, args, kwargs, *names, **settings):
+        if target in (*RESHAPES, "expand"):
+            args, kwargs = _one_by_one(args, kwargs)
         given, named = values_of(args), values_of(kwargs)
         read = tensors_in(given) + tensors_in(named)
         versions = [tensor._version for tensor in read]
@@ -264,6 +267,17 @@ def unwrapped(network: nn.Module) -> nn.Module:
 def closed_in(graph: fx.GraphModule) -> tuple[str, ...]:
     """Return the modules that are one operation each of ``graph``."""
     return graph.meta.get("closed", ())
+
+
+def _one_by_one(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Return the arguments of a view with its sizes in order, each a number of its own.
+
+    The shape of another tensor is one argument, of which some numbers may change.
+    """
+    names = ("input", "shape", "size")
+    args = (*args, *(kwargs[name] for name in names if name in kwargs))
+    kwargs = {name: value for name, value in kwargs.items() if name not in names}
+    return tuple(list(a) if isinstance(a, tuple | list) else a for a in args), kwargs
 
 
 def _free_of_order(graph: fx.Graph) -> None:
