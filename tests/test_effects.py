@@ -195,6 +195,36 @@ def test_numbers_of_channels_are_those_of_the_dense_network(written, rng):
         assert count_macs(removed, SHAPE) == Costs(groups).macs(widths)
 
 
+def doubled(module, inputs, output):
+    return output * 2
+
+
+def shifted(module, inputs):
+    return (inputs[0] + 1,)
+
+
+def turned(module, inputs, output):
+    return output.flip(1)
+
+
+def test_hooks_that_change_something_leave_it_whole(rng):
+    x = torch.randn(2, *SHAPE, dtype=torch.double)
+    seen = []
+    for hook in (doubled, shifted, turned, lambda m, i, o: seen.append(o)):
+        network = shaken(Body()).double()
+        if hook is shifted:
+            network.second.register_forward_pre_hook(hook)
+        else:
+            network.first.register_forward_hook(hook)
+        groups = trace(network, SHAPE)
+        changes = hook in (doubled, shifted, turned)
+        assert ("first" in groups.whole) == changes
+        assert not changes or "a hook changes what" in groups.whole["first"]
+        widths = random_widths(groups, rng)
+        check_removed_equals_masked(network, SHAPE, groups, widths, x)
+    assert seen
+
+
 class Indices(Body):
     def body(self, x):
         return F.max_pool2d(x, 2, return_indices=True)[0]

@@ -8,7 +8,8 @@ Axis letters: C channels of one operation.
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +91,8 @@ def _follow_node(flow: Labels, node: fx.Node, skip: bool) -> list[str]:
 def _rule_of(flow: Labels, node: fx.Node) -> Callable[[Labels, fx.Node], None]:
     if node.meta.get("identity"):
         return _skip
+    if node.meta.get("hooked"):
+        return _hooked
     if node.op != "call_module":
         return _RULES.get(node.target) or _RULES.get(_path(node.target), _unknown)
     kinds = type(flow.graph.get_submodule(str(node.target))).__mro__
@@ -130,6 +133,10 @@ def _unknown(flow: Labels, node: fx.Node) -> None:
 
 def _skip(flow: Labels, node: fx.Node) -> None:
     flow.streams[node] = flow.streams[node.all_input_nodes[0]]
+
+
+def _hooked(flow: Labels, node: fx.Node) -> None:
+    raise flow.whole("a hook changes what it reads or returns")
 
 
 def _activation(flow: Labels, node: fx.Node) -> None:
@@ -557,56 +564,58 @@ def _spell_out(flow: Labels, node: fx.Node) -> None:
         flow.graph.recompile()
 
 
-def _sizes_read(
-    flow: Labels, node: fx.Node, which: Sequence[int] | None = None
-) -> list[tuple[fx.Node, int | None]]:
+def _sizes_read(flow: Labels, node: fx.Node) -> list[tuple[fx.Node, int | None]]:
     """Return the sizes that a number, or several, are made of: tensors and axes.
 
-    Args:
-        flow: of the graph.
-        node: returns numbers.
-        which: of several; default: all.
-
-    Returns:
-        Pairs of a tensor and an axis of it, ``None`` for its number of elements.
+    The axis is ``None`` for a tensor's number of elements.
     """
-    value = flow.values[node]
+    value, sources = flow.values[node], node.all_input_nodes
     if node.op == "get_attr" or _has_tensor(value):
         return []
-    sources = node.all_input_nodes
-    several = isinstance(value, tuple)
-    if several and which is None:
-        which = range(len(value))
+    if isinstance(value, tuple):
+        return _entries_read(flow, node, range(len(value)))
     if sources and isinstance(flow.values[sources[0]], Tensor):
-        (tensor, *_), asked = sources, node.args[1:]
-        if node.target in ("numel", "nelement", torch.numel):
-            return [(tensor, None)]
-        if node.target != "size" and asked != ("shape",):
-            return []
-        axes = which if several else [(*node.args[1:], *node.kwargs.values())[0]]
-        return [(tensor, axis % len(flow.shape(tensor))) for axis in axes]
+        tensor = sources[0]
+        if node.target == "size":
+            (axis,) = (*node.args[1:], *node.kwargs.values())
+            return [(tensor, range(len(flow.shape(tensor)))[axis])]
+        counts = node.target in ("numel", "nelement", torch.numel)
+        return [(tensor, None)] if counts else []
     if node.target is operator.getitem and isinstance(flow.values[sources[0]], tuple):
-        at = fx.node.map_arg(node.args[1], flow.values.__getitem__)
-        taken = range(len(flow.values[sources[0]]))[at]
-        inside = [taken[i] for i in which] if several else [taken]
-        return _sizes_read(flow, sources[0], inside)
+        return _entries_read(flow, sources[0], [node.args[1]])
+    return [size for source in sources for size in _sizes_read(flow, source)]
+
+
+def _entries_read(
+    flow: Labels, node: fx.Node, which: Iterable[int]
+) -> list[tuple[fx.Node, int | None]]:
+    """Return what :func:`_sizes_read` does, of some of several numbers."""
+    sources = node.all_input_nodes
+    given = flow.values[sources[0]] if sources else None
+    if isinstance(given, Tensor):
+        is_shape = node.target == "size" or node.args[1:] == ("shape",)
+        axes = range(given.dim()) if is_shape else ()
+        return [(sources[0], axes[i]) for i in which if axes]
+    if node.target is operator.getitem and isinstance(given, tuple):
+        taken = range(len(given))[fx.node.map_arg(node.args[1], flow.values.__getitem__)]
+        return _entries_read(flow, sources[0], [taken[i] for i in which])
+    if node.target is not operator.add:
+        return [size for source in sources for size in _sizes_read(flow, source)]
     read = []
-    if several and node.target is operator.add:
-        parts = [part for side in node.args for part in _parts(flow, side)]
-        for source, at in (parts[i] for i in which):
-            if isinstance(source, fx.Node):
-                read += _sizes_read(flow, source, at)
-        return read
-    for source in sources:
-        read += _sizes_read(flow, source)
+    joined = [entry for side in node.args for entry in _entries(flow, side)]
+    for source, at in (joined[i] for i in which):
+        if at is not None:
+            read += _entries_read(flow, source, [at])
+        elif isinstance(source, fx.Node):
+            read += _sizes_read(flow, source)
     return read
 
 
-def _parts(flow: Labels, side: object) -> list[tuple[object, list[int] | None]]:
-    """Return each number of a tuple, of which a node returns it or which it is."""
+def _entries(flow: Labels, side: Any) -> list[tuple[Any, int | None]]:
+    """Return each number of a tuple, and which it is of a node that returns them all."""
     if isinstance(side, fx.Node):
-        return [(side, [i]) for i in range(len(flow.values[side]))]
-    return [(part, None) for part in side]
+        return [(side, i) for i in range(len(flow.values[side]))]
+    return [(entry, None) for entry in side]
 
 
 def _is_channels(flow: Labels, tensor: fx.Node, axis: int | None) -> bool:
@@ -656,6 +665,7 @@ _UNARY = (
     "expm1", "log", "log1p", "log2", "sqrt", "rsqrt", "reciprocal", "abs", "sign", "clamp",
     "clamp_min", "clamp_max", "clip", "square", "neg", "sin", "cos", "tan", "atan", "erf",
     "floor", "ceil", "round", "trunc", "nan_to_num", "masked_fill", "logical_not",
+    "zeros_like", "ones_like", "full_like",
 )  # fmt: skip
 _COMBINING = (
     "add", "sub", "rsub", "maximum", "minimum", "where", "addcmul", "addcdiv", "lerp", "gt",

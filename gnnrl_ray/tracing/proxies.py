@@ -108,6 +108,11 @@ def set_item(x: Tensor, index: object, value: object) -> Tensor:
     return x
 
 
+def is_proxy(argument: object) -> bool:
+    """Say whether ``argument`` stands for something; ``isinstance`` is told what."""
+    return type(argument) in (ValueProxy, AttributeProxy)
+
+
 def values_of(argument: object) -> object:
     """Return ``argument`` with what they stand for in place of proxies.
 
@@ -115,7 +120,7 @@ def values_of(argument: object) -> object:
         StaleError: one of them stands for nothing any more.
     """
     kind = type(argument)
-    if kind in (ValueProxy, AttributeProxy):
+    if is_proxy(argument):
         if argument.stale:
             raise StaleError(argument.stale)
         return argument.value
@@ -136,7 +141,7 @@ class StaleError(Exception):
 
 def tensors_in(value: object) -> list[Tensor]:
     """Return the tensors in tuples, lists and dictionaries."""
-    if type(value) in (ValueProxy, AttributeProxy):
+    if is_proxy(value):
         return []
     if isinstance(value, Tensor):
         return [value]

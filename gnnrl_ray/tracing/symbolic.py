@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,12 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gnnrl_ray.data.loader import InputShape, shapes_of
 from gnnrl_ray.errors import InputError
+from gnnrl_ray.tracing.functions import functions_followed
 from gnnrl_ray.tracing.operations import RESHAPES
 from gnnrl_ray.tracing.plain import with_plain_layers
 from gnnrl_ray.tracing.proxies import (
     Aliases,
-    AttributeProxy,
     ValueProxy,
+    is_proxy,
     tensors_in,
     values_of,
 )
@@ -65,7 +67,7 @@ class _Tracer(fx.Tracer):
         self._names = {id(tensor): name for name, tensor in tensors}
         before = set(vars(root))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), functions_followed(root):
                 return super().trace(root, concrete_args)
         finally:
             # fx leaves constants on the network that it traces.
@@ -107,7 +109,7 @@ class _Tracer(fx.Tracer):
         return self._attributes[name]
 
     def create_arg(self, a):
-        if type(a) in (ValueProxy, AttributeProxy):
+        if is_proxy(a):
             return a.node
         return super().create_arg(a)
 
@@ -117,9 +119,11 @@ class _Tracer(fx.Tracer):
         given, named = values_of(args), values_of(kwargs)
         read = tensors_in(given) + tensors_in(named)
         versions = [tensor._version for tensor in read]
-        self._computing = True
+        self._computing, hooked = True, False
         try:
             value = self._compute(kind, target, given, named)
+            if kind == "call_module":
+                hooked = self._hooks_change(target, value, given, named)
         finally:
             self._computing = False
         if target is torch._assert:
@@ -127,6 +131,8 @@ class _Tracer(fx.Tracer):
         settings["proxy_factory_fn"] = lambda node: ValueProxy(node, self, value)
         proxy = super().create_proxy(kind, target, args, kwargs, *names, **settings)
         node = proxy.node
+        if hooked:
+            node.meta["hooked"] = True
         seen = [self._seen[n] for n in node.all_input_nodes if n in self._seen]
         tensors = bool(tensors_in(value))
         # Of a tensor one may ask its shape.
@@ -150,6 +156,15 @@ class _Tracer(fx.Tracer):
             case "call_method":
                 return getattr(args[0], target)(*args[1:], **kwargs)
         return target(*args, **kwargs)
+
+    def _hooks_change(self, target: str, value, args: tuple, kwargs: dict) -> bool:
+        """Say whether a module returns something else than it would without hooks."""
+        module = self.root.get_submodule(target)
+        if not (module._forward_hooks or module._forward_pre_hooks):
+            return False
+        plain = tensors_in(module.forward(*args, **kwargs))
+        pairs = itertools.zip_longest(tensors_in(value), plain)
+        return not all(a is b or torch.equal(a, b) for a, b in pairs)
 
     def known(self, proxy: ValueProxy) -> object:
         """Return what ``proxy`` stands for, if it is the same for every image."""
