@@ -8,7 +8,7 @@ from torch import nn
 OPERATIONS = (
     "conv", "grouped", "depthwise", "transposed", "again", "tied", "norm", "group_norm",
     "relu", "prelu", "add", "gate", "scale", "concat", "glu", "split", "shuffle", "pool",
-    "resize", "pixels", "pad", "last", "attend",
+    "resize", "pixels", "pad", "last", "attend", "counted",
 )  # fmt: skip
 recipes = st.lists(
     st.tuples(st.sampled_from(OPERATIONS), *[st.integers(0, 11)] * 3),
@@ -236,3 +236,42 @@ class RandomCNN(nn.Module):
             (source,),
             (channels, side),
         )
+
+    def _counted(self, name, source, a, b):
+        """With numbers of channels that are those of another tensor."""
+        channels, side = self.shapes[source]
+        other = a % len(self.shapes)
+        count, other_side = self.shapes[other]
+        shape = (count, side)
+        if b % 4 == 0:
+            shape = (channels, side)
+
+            def function(x, y):
+                return x / y.size(1) + y[0].numel() / x.shape[1]
+
+        elif b % 4 == 1 and count <= channels:
+
+            def function(x, y):
+                return x.narrow(1, channels - count, y.size(1))
+
+        elif b % 4 == 1:
+
+            def function(x, y):
+                return F.pad(x, (0, 0, 0, 0, 0, y.size(1) - x.size(1)))
+
+        elif b % 4 == 2:
+            self.parts[name] = nn.Linear(channels, count)
+
+            def function(x, y):
+                rows = self.parts[name](x.flatten(2).transpose(1, 2)).transpose(1, 2)
+                return rows.reshape(y.shape[:2] + x.shape[2:])
+
+        else:
+            self.parts[name] = nn.Conv2d(channels, count, 1)
+            shape = (count, other_side)
+
+            def function(x, y):
+                gate = self.parts[name](x.mean((2, 3), keepdim=True)).sigmoid()
+                return y * gate.expand(y.shape)
+
+        self._step(function, (source, other), shape)
