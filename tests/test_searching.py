@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.sleeping import Broken, searching
 from tensorboardX.proto.event_pb2 import Event
+from torch import nn
 
 from gnnrl_ray import accuracy, load_pruned, search
 from gnnrl_ray.actors.placement import PlacementError
@@ -81,6 +82,32 @@ def test_uniform_has_one_candidate(short, tmp_path):
     best = short("uniform", episodes=180)
     assert len(widths(tmp_path / "run")) == 1
     assert np.ptp(np.array(best.widths) / [16, 16, 32, 32, 64, 64]) < 1 / 16
+
+
+class Tied(nn.Module):
+    """Two layers that share a weight, as they do in siamese and recurrent ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+        self.third, self.classifier = nn.Conv2d(8, 8, 1), nn.Linear(8, 10)
+        self.third.weight = self.second.weight
+
+    def forward(self, x):
+        x = self.third(self.second(self.first(x)).relu()).relu()
+        return self.classifier(x.mean((2, 3)))
+
+
+def test_tied_weights_are_kept_and_stay_tied(digits, tmp_path):
+    found = search(
+        Tied().eval(), digits, method="uniform", finetune=2, out=tmp_path, progress=False
+    )
+    again = load_pruned(tmp_path, Tied())
+    assert again.third.weight is again.second.weight
+    assert again.third.weight.shape[0] < 8
+    x = torch.randn(4, 3, 32, 32)
+    assert torch.allclose(again(x), found.network.eval()(x), atol=1e-5)
+    assert accuracy(again, digits.validation) == found.best.accuracy
 
 
 def test_seeds_decide(short, tmp_path):

@@ -211,7 +211,12 @@ def hash_of(network: nn.Module) -> str:
 
 
 def save_weights(network: nn.Module, path: Path | str) -> None:
-    """Write the state dict of ``network`` to ``path``, whole or not at all."""
-    state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    """Write the state dict of ``network`` to ``path``, whole or not at all.
+
+    Tensors that share memory, as tied weights do, are written once for each name.
+    """
+    plain = torch.contiguous_format
+    tensors = network.state_dict().items()
+    state = {name: tensor.clone(memory_format=plain) for name, tensor in tensors}
     storage, name = storage_of(path)
     storage.write(name, safetensors.torch.save(state))
