@@ -203,6 +203,7 @@ def test_a_run_directory_runs_no_code_of_its_own(tmp_path):
                    Source(data_dir="s3://there/data")):  # fmt: skip
         folder = tmp_path / str(hash(source))
         run = Run.create(folder, SearchSettings(), source, 10)
+        assert run.asks_trust
         with pytest.raises(RunError, match="--trust"):
             run.check_trust({}, trust=False)
         run.check_trust({}, trust=True)

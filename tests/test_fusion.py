@@ -1,5 +1,7 @@
 """A fused network returns what the network returns."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -51,6 +53,22 @@ def test_every_network(name, rng):
     for key, value in removed.state_dict().items():
         assert torch.equal(value, before[key])
         assert value.dtype == before[key].dtype
+
+
+def test_statistics_of_several_processes_are_those_of_one(network, groups, rng):
+    """Trained on several GPUs, a network may come with ``SyncBatchNorm``."""
+    theirs = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(network)).eval()
+    found = trace(theirs, (3, 32, 32))
+    assert found.names == groups.names
+    widths = random_widths(groups, rng)
+    removed = cut(theirs, found, widths)
+    check(removed, (3, 32, 32))
+    fused = [calls(fuse(n, (3, 32, 32), torch.float32))
+             for n in (removed, cut(network, groups, widths))]  # fmt: skip
+    assert fused[0] == fused[1]
+    x = images((3, 32, 32))
+    assert torch.allclose(outputs(removed.train(), x),
+                          outputs(cut(network, groups, widths).train(), x))  # fmt: skip
 
 
 def test_narrow_numbers_are_nearly_right(network, groups, rng):

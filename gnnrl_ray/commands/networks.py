@@ -99,7 +99,8 @@ def finetune_shown(
                 on_step=advance, **settings,
             )  # fmt: skip
         except KeyboardInterrupt:
-            again = shlex.join(["gnnrl-ray", "finetune", str(run.storage), "--resume"])
+            words = ["gnnrl-ray", "finetune", str(run.storage), "--resume"]
+            again = shlex.join(words + ["--trust"] * run.asks_trust)
             stop(f"{run.storage}/finetuned.safetensors is left; go on with: {again}")
 
 

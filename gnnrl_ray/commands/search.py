@@ -170,9 +170,11 @@ def _interrupted(folder: str, total: int) -> NoReturn:
 
     if not Storage(folder).exists("run.json"):
         stop("there was nothing to save yet")
-    journal = Run.open(folder).journal
+    run = Run.open(folder)
+    journal, trust = run.journal, ["--trust"] * run.asks_trust
     best = journal.best()
     said = f"{len(journal)} of {total} episodes are in {folder}/journal.jsonl"
     if best is not None:
         said += f", the best so far ({best[1].accuracy:.2%}) in {folder}/best.json"
-    stop(f"{said}; go on with: {shlex.join(['gnnrl-ray', 'search', '--resume', folder])}")
+    again = shlex.join(["gnnrl-ray", "search", "--resume", folder, *trust])
+    stop(f"{said}; go on with: {again}")

@@ -254,6 +254,15 @@ class Run:
                     f"network: {reason}"
                 )
 
+    @property
+    def asks_trust(self) -> bool:
+        """Whether going on takes ``--trust``, if nothing else is given."""
+        try:
+            self.check_trust({}, trust=False)
+        except RunError:
+            return True
+        return False
+
     def check_trust(self, given: Mapping[str, Any], trust: bool) -> None:
         """Raise if going on would run code, or fetch files, that only ``run.json`` names.
 

@@ -46,7 +46,7 @@ class _Chain:
 
     convolution: fx.Node
     tail: fx.Node
-    norm: nn.BatchNorm2d | None = None
+    norm: nn.BatchNorm2d | nn.SyncBatchNorm | None = None
     other: fx.Node | None = None
     activation: tuple[str | None, list[float]] = (None, [])
 
@@ -165,7 +165,8 @@ class Fusion:
         chain = _Chain(convolution, convolution)
         user = self._only_user(chain)
         norm = self._module(user)
-        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+        normal = isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
+        if normal and norm.running_mean is not None:
             chain.norm, chain.tail = norm, user
             user = self._only_user(chain)
         # In groups, oneDNN adds only if the image happens to be laid out channels-last.
@@ -360,7 +361,9 @@ def _fits(module: nn.Module | None) -> bool:
     )
 
 
-def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def _folded(
+    convolution: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm
+) -> tuple[Tensor, Tensor]:
     """Return weight and bias of a convolution that does what both did."""
     return fuse_conv_bn_weights(
         convolution.weight, convolution.bias, norm.running_mean, norm.running_var,

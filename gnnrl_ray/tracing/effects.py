@@ -756,7 +756,7 @@ _TABLES: dict[Callable[[Labels, fx.Node], None], set] = {
     _extreme: {torch.max, torch.min, "max", "min"},
     _conv: _layers("Conv", "ConvTranspose") | _CONVOLUTIONS | _TRANSPOSED,
     _linear: {nn.Linear, F.linear},
-    _norm: _layers("BatchNorm", "InstanceNorm"),
+    _norm: _layers("BatchNorm", "SyncBatchNorm", "InstanceNorm"),
     _function_norm: {F.batch_norm, F.instance_norm},
     _group_norm: {nn.GroupNorm},
     _layer_norm: {nn.LayerNorm, F.layer_norm, nn.RMSNorm, F.rms_norm},
