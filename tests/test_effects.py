@@ -239,6 +239,24 @@ class Standardised(Body):
         return F.conv2d(x, self.weight - self.weight.mean())
 
 
+class LowRank(Body):
+    """Its weight is made once for all images, and so are the products that takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.tall, self.wide = (
+            nn.Parameter(torch.rand(shape)) for shape in ((12, 2), (2, 12))
+        )
+
+    def body(self, x):
+        return F.conv2d(x, (self.tall @ self.wide)[:, :, None, None])
+
+
+class ByAll(Body):
+    def body(self, x):
+        return x / (x.abs().mean() + 1)
+
+
 class Softmax(Body):
     def body(self, x):
         return x.softmax(1)
@@ -253,6 +271,8 @@ class Sliced(Body):
     ("kind", "reason"),
     [
         (Standardised, "conv2d in .*: weights that are computed"),
+        (LowRank, "conv2d in .*: weights that are computed"),
+        (ByAll, "mean in .*: a mean or a sum over channels"),
         (Softmax, "softmax in .*: normalised over all channels together"),
         (Sliced, "getitem in .*: channels and pixels are sliced at once"),
     ],
@@ -264,8 +284,9 @@ def test_what_would_be_wrong_is_left_whole_and_says_why(kind, reason):
     assert "first" not in groups.names
     assert not groups.left
     if len(groups.names):
-        x = torch.randn(2, *SHAPE, dtype=torch.double)
-        check_removed_equals_masked(network, SHAPE, groups, groups.widths // 2, x)
+        x, widths = torch.randn(2, *SHAPE, dtype=torch.double), groups.widths // 2
+        removed = check_removed_equals_masked(network, SHAPE, groups, widths, x)
+        assert count_macs(removed, SHAPE) == Costs(groups).macs(widths)
 
 
 def test_what_is_not_known_is_refused():

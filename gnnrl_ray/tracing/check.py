@@ -117,8 +117,14 @@ class Reference:
         except Exception:  # code that insists on its own format
             return difference if difference > _LOOSE else 0.0
 
-    def check_macs(self, counted: int) -> None:
-        """Raise a :class:`TraceError` if not as many multiply-accumulates were counted."""
+    def check_macs(self, counted: int, once: int = 0) -> None:
+        """Raise a :class:`TraceError` if not as many multiply-accumulates were counted.
+
+        Args:
+            counted: for one image.
+            once: of that, once for all images.
+        """
+        counted = counted - once + once // _IMAGES
         if counted != self.macs:
             raise TraceError(
                 f"{counted:,} multiply-accumulates have been counted where the network has "

@@ -342,6 +342,8 @@ def _multiply(flow: Labels, node: fx.Node) -> None:
 def _elementwise(flow: Labels, node: fx.Node, kind: str) -> None:
     """Tie channels that meet; a single one that all others meet is tied to none."""
     count, shape = len(flow.shape(node)), flow.shape(node)
+    if not shape:
+        raise flow.whole("a single number of all images")
     tensors = [n for n in node.all_input_nodes if isinstance(flow.values[n], Tensor)]
     streams = {n: flow.stream(n) for n in tensors if n in flow.streams}
     wide = [n for n, s in streams.items() if len(s.labels) > 1] or list(streams)
@@ -665,7 +667,7 @@ _UNARY = (
     "expm1", "log", "log1p", "log2", "sqrt", "rsqrt", "reciprocal", "abs", "sign", "clamp",
     "clamp_min", "clamp_max", "clip", "square", "neg", "sin", "cos", "tan", "atan", "erf",
     "floor", "ceil", "round", "trunc", "nan_to_num", "masked_fill", "logical_not",
-    "zeros_like", "ones_like", "full_like",
+    "zeros_like", "ones_like", "full_like", "isnan", "isinf", "isfinite",
 )  # fmt: skip
 _COMBINING = (
     "add", "sub", "rsub", "maximum", "minimum", "where", "addcmul", "addcdiv", "lerp", "gt",

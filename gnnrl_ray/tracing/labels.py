@@ -278,7 +278,7 @@ class Labels:
                 self.whole_layers[str(node.target)] = reason
         value = self.values[node]
         if isinstance(value, Tensor):
-            axis = min(1, value.dim() - 1)
+            axis = min(1, max(value.dim() - 1, 0))
             fixed = torch.full((value.shape[axis] if value.dim() else 1,), FIXED)
             self.record("other", fixed, fixed, axis)
         else:
@@ -302,8 +302,13 @@ class Labels:
                 if labels is not None:
                     self.freeze(labels, f"{name} is also read outside of layers")
 
-    def macs_alone(self) -> int:
-        """Multiply-accumulates of all nodes that are left whole."""
+    def macs_alone(self) -> tuple[int, int]:
+        """Multiply-accumulates of all nodes that are left whole.
+
+        For one image, and of that once for all images: of weights that are calculated.
+        """
         if not self.alone:
-            return 0
-        return sum(ShapeRun(self.graph, self.alone).run_on(self.input_shape).macs.values())
+            return 0, 0
+        run = ShapeRun(self.graph, self.alone).run_on(self.input_shape)
+        once = sum(macs for node, macs in run.macs.items() if node not in run.of_images)
+        return sum(run.macs.values()), once

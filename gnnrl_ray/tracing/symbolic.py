@@ -381,12 +381,14 @@ class ShapeRun(fx.Interpreter):
         values: what each node returned: floating-point tensors on the meta device,
             shapes without storage; all else as it was.
         macs: of the nodes asked for, their multiply-accumulates for one image.
+        of_images: the nodes that depend on images.
     """
 
     def __init__(self, graph: fx.GraphModule, counted: Iterable[fx.Node] = ()) -> None:
         super().__init__(graph)
         self.values: dict[fx.Node, object] = {}
         self.macs: dict[fx.Node, int] = {}
+        self.of_images: set[fx.Node] = set()
         self._counted = frozenset(counted)
 
     def run_on(self, input_shape: InputShape) -> "ShapeRun":
@@ -411,8 +413,11 @@ class ShapeRun(fx.Interpreter):
         counts = n in self._counted
         with FlopCounterMode(display=False) if counts else nullcontext() as counter:
             result = super().run_node(n)
+        if n.op == "placeholder" or not self.of_images.isdisjoint(n.all_input_nodes):
+            self.of_images.add(n)
         if counts:
-            self.macs[n] = counter.get_total_flops() // 2 // IMAGES
+            images = IMAGES if n in self.of_images else 1
+            self.macs[n] = counter.get_total_flops() // 2 // images
         self.values[n] = fx.node.map_aggregate(result, _without_storage)
         return result
 
