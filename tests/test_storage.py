@@ -1,5 +1,6 @@
 import errno
 import os
+import resource
 import subprocess
 import sys
 
@@ -78,20 +79,21 @@ def test_unusable_uris_are_refused(where):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_a_full_disk_is_named_and_harms_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_is_named_and_harms_nothing(tmp_path):
     folder = Storage(tmp_path)
     folder.write("a", b"as it was")
     (tmp_path / "log").symlink_to("/dev/full")
-    with pytest.raises(OSError, match=r"No space left on device: '.*/log'"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*/log'") as caught:
         folder.append("log", b"line\n")
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr(os, "fsync", full)  # where a full disk shows at the latest
-    with pytest.raises(OSError, match=r"No space left on device: '.*/a'") as caught:
-        folder.write("a", b"new")
     assert caught.value.errno == errno.ENOSPC
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/a'"):
+            folder.write("a", bytes(20_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert folder.read("a") == b"as it was"
     assert folder.names() == {"a", "log"}  # nothing half done
 
