@@ -1,3 +1,4 @@
+import itertools
 import json
 import platform
 import subprocess
@@ -44,9 +45,21 @@ def test_times_and_memory_are_what_was_taken():
     assert found["slow"]["median_ms"] > 2 * found["fast"]["median_ms"]
 
 
-def test_what_takes_long_has_fewer_rounds(monkeypatch):
-    monkeypatch.setattr("gnnrl_ray.scoring.speed._SECONDS", 0.01)
-    found = measure_speed({"slow": Sleepy(0.01, 1)}, (3, 8, 8), batch=1, rounds=50)
+def test_networks_take_turns_forth_and_back():
+    """Or what a busy machine takes every few milliseconds would be one network's alone."""
+    called, networks = [], {}
+    for name in ("dense", "pruned", "finetuned"):
+        networks[name] = nn.Identity()
+        networks[name].register_forward_hook(lambda *_, name=name: called.append(name))
+    measure_speed(networks, (3, 4, 4), batch=1, rounds=30, memory=False)
+    turns = [called[i : i + 3] for i in range(0, len(called), 3)][-30:]
+    assert all(sorted(turn) == sorted(networks) for turn in turns)
+    assert all(turn == before[::-1] for before, turn in itertools.pairwise(turns))
+
+
+def test_what_takes_long_has_fewer_rounds():
+    slow = {"slow": Sleepy(0.01, 1)}
+    found = measure_speed(slow, (3, 8, 8), batch=1, rounds=50, seconds=0.01)
     assert found["slow"]["rounds"] == 5
 
 

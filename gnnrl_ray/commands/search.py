@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gnnrl_ray.run.directory import Run
     from gnnrl_ray.scoring.outcome import Outcome
 
-_ROUNDS = 20  # passes of each network, for the last line
+_ROUNDS, _SECONDS = 100, 2.0  # of each network, for the last line
 
 
 @settings_as_options(source=Source, settings=SearchSettings, trackers=Trackers)
@@ -153,7 +153,7 @@ def _faster(run: "Run", networks: "dict[str, nn.Module]", data: "Data") -> str:
     two = {name: networks[name] for name in ("dense", "pruned")}
     for batch in dict.fromkeys((1, run.settings.latency_batch)):
         found = measure_speed(two, data.input_shape, batch=batch, device=where,
-                              rounds=_ROUNDS, memory=False)  # fmt: skip
+                              rounds=_ROUNDS, seconds=_SECONDS, memory=False)  # fmt: skip
         times = [found[name]["median_ms"] for name in two]
         said.append(
             f"{times[0] / times[1]:.2f} times as fast at batch {batch} "

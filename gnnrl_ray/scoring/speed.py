@@ -17,7 +17,6 @@ from gnnrl_ray.errors import InputError
 from gnnrl_ray.scoring.layout import channels_last, laid_out, runs
 
 _WARM_UP = 3  # passes that are not counted: memory is taken, kernels are chosen
-_SECONDS = 10.0  # after which no further round begins
 # The largest block for which glibc learns from its return: see `settle_memory`.
 _LEARNT = 31 * 2**20
 
@@ -32,6 +31,7 @@ def measure_speed(
     batch: int,
     device: torch.device | str = "cpu",
     rounds: int = 50,
+    seconds: float = 10.0,
     memory: bool = True,
 ) -> dict[str, Speed]:
     """Time ``networks`` in turn, so that whatever else the machine does meets all alike.
@@ -41,7 +41,8 @@ def measure_speed(
         input_shape: (C, H, W) of one image, or one such for each that they take.
         batch: B.
         device: where.
-        rounds: passes of each network, fewer where they take long (at least 5).
+        rounds: passes of each network, at least 5.
+        seconds: for each network, after which no further round begins.
         memory: whether to measure that, too, for which a pass is profiled.
 
     Returns:
@@ -60,7 +61,7 @@ def measure_speed(
         else:
             images = tuple(each.contiguous() for each in images)
         settle_memory()  # anew: who tried them has taken and freed some
-        found = _measured(networks, images, rounds)
+        found = _measured(networks, images, rounds, seconds)
         if memory:
             for name, network in networks.items():
                 found[name]["memory"] = _memory(network, images)
@@ -74,15 +75,17 @@ def measure_speed(
 
 
 def _measured(
-    networks: Mapping[str, nn.Module], images: tuple[Tensor, ...], rounds: int
-) -> dict[str, Speed]:
+    networks: Mapping[str, nn.Module], images: tuple[Tensor, ...], rounds: int,
+    seconds: float,
+) -> dict[str, Speed]:  # fmt: skip
     milliseconds: dict[str, list[float]] = {name: [] for name in networks}
     start = time.perf_counter()
     for number in range(-_WARM_UP, rounds):
-        if number >= 5 and time.perf_counter() - start > _SECONDS * len(networks):
+        if number >= 5 and time.perf_counter() - start > seconds * len(networks):
             break
-        for name, network in networks.items():
-            passed = _milliseconds(network, images)
+        # Forth and back: what else the machine does comes in turns, too.
+        for name in [*networks][:: -1 if number % 2 else 1]:
+            passed = _milliseconds(networks[name], images)
             if number >= 0:
                 milliseconds[name].append(passed)
     return {
