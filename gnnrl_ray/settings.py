@@ -25,7 +25,8 @@ _TOO_LARGE = 2**53  # of what is counted
 _MOST_PIXELS = 2**26  # of one image: 100 times those of a photograph for ImageNet
 
 BUDGETS = ("flops", "params", "activations", "memory", "latency")
-_NO_MANNER = {*BUDGETS, "latency_batch", "method", "seed", "precision"}
+_BATCHES = {"memory": "memory_batch", "latency": "latency_batch"}  # that they are of
+_NO_MANNER = {*BUDGETS, *_BATCHES.values(), "method", "seed", "precision"}
 PRECISIONS = ("plain", "float32", "bfloat16")
 TIMEOUTS = ("fit", "penalty")
 IMPORTANCES = ("l1", "l2", "median", "bn", "taylor", "random")
@@ -320,7 +321,10 @@ class SearchSettings(Checked):
     params: float | None = _budget("Trainable parameters that it may have")
     activations: float | None = _budget("Numbers in its largest hidden state for one image")
     memory: float | None = _budget(
-        "Bytes of float32 weights and hidden states that it holds at once for one image"
+        "Bytes of float32 weights and hidden states that it holds at once"
+    )
+    memory_batch: int = setting(
+        1, "Images in a pass that --memory is of.", least=1, most=10**5
     )
     latency: float | None = _budget(
         "Microseconds of a pass on --device, by a table of its layers that is measured at "
@@ -452,7 +456,7 @@ class SearchSettings(Checked):
 
     TRACE: ClassVar[tuple[str, ...]] = ("keep", "skip_untraceable")
     panels: ClassVar[Mapping[str, Sequence[str]]] = {
-        "Budget": (*BUDGETS, "latency_batch", "min_keep", "round_to", "keep"),
+        "Budget": (*BUDGETS, *_BATCHES.values(), "min_keep", "round_to", "keep"),
         "Agent": ("agent", "from_run", "levels", "fit", "on_timeout", "max_steps"),
         "Cluster": (
             "env_runners", "cpus_per_env_runner", "gpus_per_env_runner", "episode_timeout",
@@ -475,7 +479,13 @@ class SearchSettings(Checked):
     @property
     def limits(self) -> str:
         """The budgets as they are typed, ``--flops 0.5``."""
-        return " ".join(f"{flag(name)} {value:g}" for name, value in self.budgets.items())
+        words = []
+        for name, value in self.budgets.items():
+            words.append(f"{flag(name)} {value:g}")
+            batch = getattr(self, _BATCHES[name]) if name in _BATCHES else 1
+            if batch != 1:
+                words.append(f"{flag(_BATCHES[name])} {batch}")
+        return " ".join(words)
 
     @property
     def manner(self) -> str:

@@ -127,6 +127,22 @@ def test_the_budget_of_settings(groups):
     assert [limit.name for limit in Budget.of(groups, SearchSettings()).limits] == ["flops"]
 
 
+def test_memory_is_limited_for_a_batch(groups, costs, rng):
+    """With many images, hidden states weigh more than weights."""
+    found = []
+    for batch in (1, 64):
+        settings = SearchSettings(memory=0.7, memory_batch=batch)
+        budget = Budget.of(groups, settings)
+        allowed = 0.7 * costs.memory(groups.widths, batch)
+        for _ in range(20):
+            widths = budget.reach(rng.random(len(groups.widths)))
+            assert costs.memory(widths, batch) <= allowed
+        found.append(budget.reach(np.full(len(groups.widths), 0.2)))
+    assert not np.array_equal(*found)
+    assert settings.limits == "--memory 0.7 --memory-batch 64"
+    assert SearchSettings(memory=0.7).limits == "--memory 0.7"
+
+
 @pytest.mark.parametrize("limits", [{"flops": 0.5}, {"params": 0.3}, {"flops": 0.9}])
 @pytest.mark.parametrize("round_to", [1, 8])
 def test_many_reach_at_once_what_each_reaches_alone(groups, limits, round_to, rng):

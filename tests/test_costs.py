@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from helpers.networks import count_macs
 from helpers.widths import random_widths
+from torch import nn
 
 from gnnrl_ray import Costs, prune, trace
 from gnnrl_ray.zoo import build_network
@@ -34,3 +35,19 @@ def test_costs_are_vectorised(groups, costs, rng):
 
 def test_activations_are_the_largest_output(groups, costs):
     assert costs.activations(groups.widths) == 16 * 32 * 32
+
+
+def test_memory_is_of_weights_and_of_what_images_take_at_once():
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
+    )  # fmt: skip
+    groups = trace(network.eval(), (3, 16, 16))
+    costs = Costs(groups)
+    for first, second in ((8, 6), (2, 6), (1, 1)):
+        # What the activation reads and makes, or the second one; images are the caller's.
+        held = 256 * max(2 * first, first + second)
+        params = 28 * first + (9 * first + 1) * second + (second + 1) * 4
+        for images in (1, 7):
+            found = costs.memory(np.array([first, second]), images)
+            assert found == 4 * (images * held + params)

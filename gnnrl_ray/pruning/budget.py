@@ -60,6 +60,7 @@ class Budget:
             ``latency``) how much is allowed: a share of the dense network's if below 1,
             else a number.
         latency: what ``latency`` is counted by, if that is limited.
+        memory_batch: how many images ``memory`` is of.
         min_keep: smallest share of a group's channels that may be kept.
         round_to: widths are multiples of it, unless a group stays whole.
 
@@ -81,12 +82,14 @@ class Budget:
         limits: Mapping[str, float],
         *,
         latency: LatencyTable | None = None,
+        memory_batch: int = 1,
         min_keep: float = 0.1,
         round_to: int = 1,
     ) -> None:
         self.groups = groups
         self.costs = Costs(groups)
         self.latency = latency
+        self._memory_batch = memory_batch
         self.multiple_of = np.lcm(groups.multiple_of, round_to)
         least = np.maximum(1, np.ceil(groups.widths * min_keep / self.multiple_of))
         least = least.astype(np.int64) * self.multiple_of
@@ -115,6 +118,7 @@ class Budget:
             groups,
             settings.budgets,
             latency=latency,
+            memory_batch=settings.memory_batch,
             min_keep=settings.min_keep,
             round_to=settings.round_to,
         )
@@ -127,6 +131,8 @@ class Budget:
             raise InputError(f"a limit of `{name}` needs the table that it is counted by.")
         count, unit = counted[name]
         cost = partial(count, self.costs)
+        if name == "memory":
+            cost = partial(cost, images=self._memory_batch)
         dense = float(cost(self.groups.widths))
         return Limit(name, unit, cost, _allowed(given, dense), dense)
 

@@ -132,14 +132,14 @@ class Costs:
         """Return float64 [...]: numbers that all operations return, for one image."""
         return self._ones(widths) @ self._elements
 
-    def memory(self, widths: np.ndarray) -> np.ndarray:
-        """Return int64 [...]: bytes of float32 that are held at once, for one image.
+    def memory(self, widths: np.ndarray, images: int = 1) -> np.ndarray:
+        """Return int64 [...]: bytes of float32 that are held at once, for some images.
 
         All weights, and at some operation what it reads and makes, and what later ones will
         read; in the order of the network's own code, each result in memory of its own.
         """
         held = (self._ones(widths) @ self._held.T).max(-1)
-        return 4 * (_whole(held) + self.params(widths))
+        return 4 * (images * _whole(held) + self.params(widths))
 
 
 def _alive(operations: Sequence[Operation]) -> np.ndarray:
