@@ -482,9 +482,9 @@ class SearchSettings(Checked):
         words = []
         for name, value in self.budgets.items():
             words.append(f"{flag(name)} {value:g}")
-            batch = getattr(self, _BATCHES[name]) if name in _BATCHES else 1
-            if batch != 1:
-                words.append(f"{flag(_BATCHES[name])} {batch}")
+            batch = _BATCHES.get(name)
+            if batch is not None and getattr(self, batch) != 1:
+                words.append(f"{flag(batch)} {getattr(self, batch)}")
         return " ".join(words)
 
     @property

@@ -207,6 +207,17 @@ def turned(module, inputs, output):
     return output.flip(1)
 
 
+def test_the_number_of_images_is_none_of_channels():
+    """Whatever it is read from, here from channels and pixels in turns."""
+
+    def body(m, x):
+        images = x.permute(0, 2, 3, 1).flatten(1).shape[0]
+        return m.same(x).view(images, -1, 8, 8) * x.reshape(images, -1, 8, 8).size(0)
+
+    groups = trace(shaken(Counting(body)).double(), SHAPE)
+    assert {"first", "same", "second"} <= set(groups.names)
+
+
 def test_hooks_that_change_something_leave_it_whole(rng):
     x = torch.randn(2, *SHAPE, dtype=torch.double)
     seen = []

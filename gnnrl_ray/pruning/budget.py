@@ -17,11 +17,11 @@ from gnnrl_ray.settings import SearchSettings, flag
 from gnnrl_ray.tracing.groups import ChannelGroups
 
 # Of each kind of cost: what counts it, and what is counted.
-_COSTS: dict[str, tuple[Callable[[Costs, np.ndarray], np.ndarray], str]] = {
+_Counted = tuple[Callable[[Costs, np.ndarray], np.ndarray], str]
+_COSTS: dict[str, _Counted] = {
     "flops": (Costs.macs, "multiply-accumulates"),
     "params": (Costs.params, "parameters"),
     "activations": (Costs.activations, "numbers in the largest hidden state"),
-    "memory": (Costs.memory, "bytes held at once"),
 }
 
 _REASONS = 3  # why nothing can be pruned, at most
@@ -89,7 +89,6 @@ class Budget:
         self.groups = groups
         self.costs = Costs(groups)
         self.latency = latency
-        self._memory_batch = memory_batch
         self.multiple_of = np.lcm(groups.multiple_of, round_to)
         least = np.maximum(1, np.ceil(groups.widths * min_keep / self.multiple_of))
         least = least.astype(np.int64) * self.multiple_of
@@ -100,7 +99,11 @@ class Budget:
                 "nothing can be pruned: all channels of the network are whole: "
                 f"{'; '.join([*reasons][:_REASONS])}."
             )
-        self.limits = tuple(self._limit(name, given) for name, given in limits.items())
+        memory = partial(Costs.memory, images=memory_batch)
+        counted = _COSTS | {"memory": (memory, "bytes held at once")}
+        if latency is not None:
+            counted |= {"latency": (latency, latency.unit)}
+        self.limits = tuple(self._limit(*limit, counted) for limit in limits.items())
         rounding = f" and --round-to {round_to}" if round_to > 1 else ""
         for limit in self.limits:
             _check(limit, limits[limit.name], self.min_widths,
@@ -123,16 +126,11 @@ class Budget:
             round_to=settings.round_to,
         )
 
-    def _limit(self, name: str, given: float) -> Limit:
-        counted = _COSTS
-        if self.latency is not None:
-            counted = _COSTS | {"latency": (self.latency, self.latency.unit)}
+    def _limit(self, name: str, given: float, counted: Mapping[str, _Counted]) -> Limit:
         if name not in counted:
             raise InputError(f"a limit of `{name}` needs the table that it is counted by.")
         count, unit = counted[name]
         cost = partial(count, self.costs)
-        if name == "memory":
-            cost = partial(cost, images=self._memory_batch)
         dense = float(cost(self.groups.widths))
         return Limit(name, unit, cost, _allowed(given, dense), dense)
 

@@ -58,6 +58,7 @@ def follow(
         elif node.op != "get_attr":
             left += _follow_node(flow, node, skip)
     flow.freeze_bare()
+    graph.recompile()  # with the numbers that have been spelled out
     return flow, left
 
 
@@ -545,8 +546,6 @@ def _spell_out(flow: Labels, node: fx.Node) -> None:
     tensors = [n for n in node.all_input_nodes if n in flow.streams]
     own = flow.labels_of(tensors[0]) if tensors and node.target in RESHAPES else None
 
-    spelled = []
-
     def number(given: fx.Node) -> object:
         read = _sizes_read(flow, given)
         counted = [flow.labels_of(s[0]) for s in read if _is_channels(flow, *s)]
@@ -554,16 +553,12 @@ def _spell_out(flow: Labels, node: fx.Node) -> None:
         if not others:
             return given
         if not any(_is_images(flow, *size) for size in read):
-            spelled.append(flow.values[given])
-            return spelled[-1]
+            return flow.values[given]
         for labels in (*others, *map(flow.labels_of, tensors)):
             flow.freeze(labels, describe_node(node, "counted together with the images"))
         return given
 
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), number)
-    if spelled:
-        node.args, node.kwargs = args, kwargs
-        flow.graph.recompile()
+    node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), number)
 
 
 def _sizes_read(flow: Labels, node: fx.Node) -> list[tuple[fx.Node, int | None]]:
@@ -625,7 +620,7 @@ def _is_channels(flow: Labels, tensor: fx.Node, axis: int | None) -> bool:
     stream = flow.streams.get(tensor)
     if isinstance(stream, Stream):
         return axis in (stream.axis, None)
-    return stream is not None and not _is_images(flow, tensor, axis or 1)
+    return stream is not None and (axis is None or not _is_images(flow, tensor, axis))
 
 
 def _is_images(flow: Labels, tensor: fx.Node, axis: int | None) -> bool:
