@@ -126,15 +126,17 @@ class Source(Checked):
         import torch
 
         from gnnrl_ray.data.loader import shapes_of
+        from gnnrl_ray.process import generators_kept, torch_as_it_starts
 
-        torch.manual_seed(seed)
         size = shapes_of(data.input_shape)[0][-1]
         if data.classes is None and is_ours(self.network):
             raise InputError(
                 f"--dataset {self.dataset} does not say how many classes there are; let it "
                 "return Data.of(..., classes=K)."
             )
-        return build_network(self.network, data.classes or 10, size).eval()
+        with torch_as_it_starts(), generators_kept():
+            torch.manual_seed(seed)
+            return build_network(self.network, data.classes or 10, size).eval()
 
     def load_weights(
         self, network: "nn.Module", data: "Data", on_step: OnStep | None = None

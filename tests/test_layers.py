@@ -13,7 +13,7 @@ from gnnrl_ray import cli
 PACKAGE = Path(gnnrl_ray.__file__).parent
 # Wings and rooms of the ground floor, from the bottom to the top.
 ORDER = [
-    *("errors", "interrupts", "home", "settings", "storage", "zoo", "data"),
+    *("errors", "interrupts", "process", "home", "settings", "storage", "zoo", "data"),
     *("tracing", "pruning", "graph", "scoring", "source", "run"),
     *(
         "actors",

@@ -1,13 +1,15 @@
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from gnnrl_ray import Data
 from gnnrl_ray.data import DataError, Loader, load_data
-from gnnrl_ray.scoring.training import accuracy, calibration_batches, steps_per_epoch
+from gnnrl_ray.scoring.training import accuracy, calibration_batches, steps_per_epoch, train
 
 
 def pairs(count, batch=8, shape=(3, 6, 6)):
@@ -102,7 +104,8 @@ def test_calibration_takes_as_many_images_as_of_a_split():
 
 def test_a_loader_scores_as_a_split_does(network, digits):
     batches = list(digits.validation.batches(37))
-    assert accuracy(network, Loader(batches)) == accuracy(network, digits.validation)
+    expected = accuracy(network, digits.validation)
+    assert accuracy(network, Loader(batches)) == accuracy(network, batches) == expected
 
 
 @pytest.mark.parametrize(
@@ -124,6 +127,14 @@ def test_what_is_no_loader_is_named(given, said):
         Data.of(good, given)
     with pytest.raises(DataError, match=said):
         Data.of(given, good)
+
+
+@pytest.mark.parametrize("given", [[], [torch.rand(2, 3, 4, 4)], 7])
+@pytest.mark.parametrize("use", [accuracy, partial(train, steps=1)])
+def test_functions_name_it_too(given, use):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(DataError, match="loader"):
+        use(network, given)
 
 
 def test_data_of_ones_own_by_name(tmp_path, monkeypatch):

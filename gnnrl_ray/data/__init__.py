@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from gnnrl_ray.data.loader import InputShape, Loader, described
 from gnnrl_ray.data.split import Split
 from gnnrl_ray.errors import DataError
 from gnnrl_ray.home import home
+from gnnrl_ray.process import torch_as_it_starts
 from gnnrl_ray.settings import DATASETS, FOLDER, check_dataset
 from gnnrl_ray.zoo import import_callable
 
@@ -85,18 +85,10 @@ class Data:
         Raises:
             DataError: a loader yields something else, or nothing.
         """
-
-        def split(given: Any, role: str) -> Split | Loader:
-            if isinstance(given, Split | Loader):
-                return given
-            if not isinstance(given, Iterable):
-                raise DataError(f"{given!r} is no {role} loader: it cannot be iterated.")
-            return Loader(given, role)
-
-        held = None if test is None else split(test, "test")
+        held = None if test is None else as_split(test, "test")
         data = cls(
-            name, classes, "given", split(train, "training"),
-            split(validation, "validation"), held, held,
+            name, classes, "given", as_split(train, "training"),
+            as_split(validation, "validation"), held, held,
         )  # fmt: skip
         data.check()
         return data
@@ -145,6 +137,7 @@ class Data:
         return replace(self, **moved)
 
 
+@torch_as_it_starts()
 def load_data(
     name: str = "digits",
     data_dir: Path | str | None = None,
@@ -214,6 +207,19 @@ def _called(name: str) -> Data:
             f"--dataset {name} raised {type(error).__name__}: {error}"
         ) from error
     return as_data(made, attribute)
+
+
+def as_split(given: Split | Loader | Iterable, role: str) -> Split | Loader:
+    """Return ``given`` if it is a split already, else a :class:`Loader` of it.
+
+    Raises:
+        DataError: it cannot be gone through; ``role`` is what the error calls it.
+    """
+    if isinstance(given, Split | Loader):
+        return given
+    if not isinstance(given, Iterable):
+        raise DataError(f"{given!r} is no {role} loader: it cannot be iterated.")
+    return Loader(given, role)
 
 
 def as_data(given: object, name: str = "own") -> Data:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from gnnrl_ray.data.loader import InputShape
+from gnnrl_ray.process import torch_as_it_starts
 from gnnrl_ray.pruning.importance import Batch, rank
 from gnnrl_ray.tracing.check import SAME, Reference, trains
 from gnnrl_ray.tracing.groups import ChannelGroups
@@ -40,6 +41,7 @@ def keep(ranking: Iterable[np.ndarray], widths: np.ndarray) -> tuple[np.ndarray,
     )
 
 
+@torch_as_it_starts()
 def prune(
     network: nn.Module,
     groups: ChannelGroups,
@@ -76,6 +78,7 @@ def _kept(
     return keep(rank(network, groups, *ranked_by), widths)
 
 
+@torch_as_it_starts()
 def mask(
     network: nn.Module,
     groups: ChannelGroups,

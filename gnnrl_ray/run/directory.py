@@ -25,6 +25,7 @@ from torch import nn
 from gnnrl_ray import __version__
 from gnnrl_ray.data import is_code
 from gnnrl_ray.errors import InputError
+from gnnrl_ray.process import torch_as_it_starts
 from gnnrl_ray.pruning.budget import Budget
 from gnnrl_ray.pruning.latency import LatencyTable
 from gnnrl_ray.pruning.removal import deliver
@@ -490,6 +491,7 @@ def _of_old(facts: dict) -> dict:
     return rest | {"source": source, "classes": data["classes"]}
 
 
+@torch_as_it_starts()
 def load_pruned(
     where: Path | str, network: nn.Module | None = None, weights: str | None = None
 ) -> nn.Module:
@@ -525,6 +527,7 @@ def load_pruned(
     return rebuild(storage, network, groups, weights)
 
 
+@torch_as_it_starts()
 def rebuild(
     storage: Storage,
     network: nn.Module,

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnnrl_ray.data import Loader, Split
+from gnnrl_ray.data import Loader, Split, as_split
 from gnnrl_ray.data.loader import Images, forward, mapped
 from gnnrl_ray.errors import GnnrlError
+from gnnrl_ray.process import torch_as_it_starts
 from gnnrl_ray.pruning.importance import Loss
 from gnnrl_ray.scoring.capture import Captured
 from gnnrl_ray.scoring.layout import quick
@@ -43,8 +44,18 @@ def _mode(network: nn.Module, training: bool) -> Iterator[None]:
         network.train(before)
 
 
-def accuracy(network: nn.Module, split: Split | Loader) -> float:
-    """Return the top-1 accuracy of ``network`` on ``split``, in [0, 1]."""
+@torch_as_it_starts()
+def accuracy(network: nn.Module, split: Split | Loader | Iterable) -> float:
+    """Return the top-1 accuracy of ``network`` on ``split``, in [0, 1].
+
+    Args:
+        network: left as it is.
+        split: images and labels int64 [B], in batches; moved to where the network is.
+
+    Raises:
+        DataError: a loader yields something else, or nothing.
+    """
+    split = _beside(network, split, "validation")
     correct = torch.zeros((), dtype=torch.int64, device=split.device)
     with _mode(network, training=False), torch.inference_mode():
         size = _EVALUATION_BATCH[split.device.type]
@@ -92,10 +103,21 @@ def recalibrate_on(network: nn.Module, batches: Sequence[Images]) -> None:
             norm.momentum = momentum
 
 
-def train(network: nn.Module, split: Split | Loader, *, steps: int, **options: Any) -> None:
+@torch_as_it_starts()
+def train(
+    network: nn.Module, split: Split | Loader | Iterable, *, steps: int, **options: Any
+) -> None:
     """Go through a :class:`Training`, which takes the same, to its end."""
+    split = _beside(network, split, "training")
     for _ in Training(network, split, steps=steps, **options):
         pass
+
+
+def _beside(network: nn.Module, given: Any, role: str) -> Split | Loader:
+    """Return the batches of ``given`` on the device of ``network``."""
+    split = as_split(given, role)
+    weights = next(network.parameters(), None)
+    return split if weights is None else split.to(weights.device)
 
 
 class Training:
