@@ -8,8 +8,7 @@ Axis letters: C channels of one operation.
 
 import math
 import operator
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,18 @@ from torch import Tensor, fx, nn
 
 from gnnrl_ray.data.loader import InputShape
 from gnnrl_ray.tracing.labels import Labels, Stream, Transit, WholeError
+from gnnrl_ray.tracing.names import (
+    COMBINING,
+    MIXING,
+    MOVING,
+    REDUCING,
+    SCALING,
+    UNARY,
+    called,
+    layers,
+)
 from gnnrl_ray.tracing.operations import FIXED, RESHAPES, ZERO, select_channels
+from gnnrl_ray.tracing.sizes import counts_channels, has_tensor, reads_kernel, spell_out
 from gnnrl_ray.tracing.symbolic import (
     IMAGES,
     TraceError,
@@ -65,12 +75,12 @@ def follow(
 def _follow_node(flow: Labels, node: fx.Node, skip: bool) -> list[str]:
     """Apply the node's rule; return what was not understood."""
     inputs = [n for n in node.all_input_nodes if n in flow.streams]
-    if not _has_tensor(flow.values[node]):
-        if not _reads_kernel(flow, node):
-            sources = (n for n in node.all_input_nodes if _has_tensor(flow.values[n]))
+    if not has_tensor(flow.values[node]):
+        if not reads_kernel(flow, node):
+            sources = (n for n in node.all_input_nodes if has_tensor(flow.values[n]))
             flow.read_bare(*sources)
         return []
-    _spell_out(flow, node)
+    spell_out(flow, node)
     if not inputs:
         # Calculated from parameters; what reads it will say what that means.
         flow.alone.append(node)
@@ -106,24 +116,6 @@ def _rule_of(flow: Labels, node: fx.Node) -> Callable[[Labels, fx.Node], None]:
 def _path(target: object) -> str:
     """Name a function whose package is not imported before somebody uses it."""
     return f"{getattr(target, '__module__', '')}:{getattr(target, '__name__', '')}"
-
-
-def _reads_kernel(flow: Labels, node: fx.Node) -> bool:
-    """Say whether all that is read of a weight is its format, or its kernel's size."""
-    if node.target is not getattr:
-        return False
-    if node.args[1] != "shape":
-        return node.args[1] in ("dtype", "device", "ndim", "requires_grad", "is_cuda")
-    axes = range(len(flow.values[node]))
-    taken = [u.args[1] if u.target is operator.getitem else slice(None) for u in node.users]
-    read = [axes[i] if isinstance(i, slice) else [axes[i]] for i in taken]
-    return all(axis >= 2 for part in read for axis in part)
-
-
-def _has_tensor(value: object) -> bool:
-    found: list[bool] = []
-    fx.node.map_aggregate(value, lambda v: found.append(isinstance(v, Tensor)))
-    return any(found)
 
 
 def _unknown(flow: Labels, node: fx.Node) -> None:
@@ -501,7 +493,7 @@ def _rearrange(flow: Labels, node: fx.Node) -> None:
     each, rest = divmod(len(taken), channels)
     in_order = torch.arange(channels).repeat_interleave(each)
     if direct and not rest and torch.equal(taken, in_order):
-        if any(_counts_channels(flow, n) for i, n in enumerate(sizes) if i != axis):
+        if any(counts_channels(flow, n) for i, n in enumerate(sizes) if i != axis):
             return  # a quotient that is right for the dense network only
         if node.target is operator.getitem and _indexes(node.args[1], origin.axis):
             raise flow.whole("channels and pixels are sliced at once")
@@ -531,109 +523,6 @@ def _sizes(node: fx.Node) -> list:
     return list(given[0] if isinstance(given[0], tuple | list) else given)
 
 
-def _counts_channels(flow: Labels, node: object) -> bool:
-    """Say whether a number is calculated from how many channels something has."""
-    return isinstance(node, fx.Node) and any(
-        _is_channels(flow, *size) for size in _sizes_read(flow, node)
-    )
-
-
-def _spell_out(flow: Labels, node: fx.Node) -> None:
-    """Write numbers of channels as they are: what they were read from may change alone.
-
-    Of views, removal rewrites what has become of the number of what is viewed.
-    """
-    tensors = [n for n in node.all_input_nodes if n in flow.streams]
-    own = flow.labels_of(tensors[0]) if tensors and node.target in RESHAPES else None
-
-    def number(given: fx.Node) -> object:
-        read = _sizes_read(flow, given)
-        counted = [flow.labels_of(s[0]) for s in read if _is_channels(flow, *s)]
-        others = [n for n in counted if own is None or not torch.equal(n, own)]
-        if not others:
-            return given
-        if not any(_is_images(flow, *size) for size in read):
-            return flow.values[given]
-        for labels in (*others, *map(flow.labels_of, tensors)):
-            flow.freeze(labels, describe_node(node, "counted together with the images"))
-        return given
-
-    node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), number)
-
-
-def _sizes_read(flow: Labels, node: fx.Node) -> list[tuple[fx.Node, int | None]]:
-    """Return the sizes that a number, or several, are made of: tensors and axes.
-
-    The axis is ``None`` for a tensor's number of elements.
-    """
-    value, sources = flow.values[node], node.all_input_nodes
-    if node.op == "get_attr" or _has_tensor(value):
-        return []
-    if isinstance(value, tuple):
-        return _entries_read(flow, node, range(len(value)))
-    if sources and isinstance(flow.values[sources[0]], Tensor):
-        tensor = sources[0]
-        if node.target == "size":
-            (axis,) = (*node.args[1:], *node.kwargs.values())
-            return [(tensor, range(len(flow.shape(tensor)))[axis])]
-        counts = node.target in ("numel", "nelement", torch.numel)
-        return [(tensor, None)] if counts else []
-    if node.target is operator.getitem and isinstance(flow.values[sources[0]], tuple):
-        return _entries_read(flow, sources[0], [node.args[1]])
-    return [size for source in sources for size in _sizes_read(flow, source)]
-
-
-def _entries_read(
-    flow: Labels, node: fx.Node, which: Iterable[int]
-) -> list[tuple[fx.Node, int | None]]:
-    """Return what :func:`_sizes_read` does, of some of several numbers."""
-    sources = node.all_input_nodes
-    given = flow.values[sources[0]] if sources else None
-    if isinstance(given, Tensor):
-        is_shape = node.target == "size" or node.args[1:] == ("shape",)
-        axes = range(given.dim()) if is_shape else ()
-        return [(sources[0], axes[i]) for i in which if axes]
-    if node.target is operator.getitem and isinstance(given, tuple):
-        taken = range(len(given))[fx.node.map_arg(node.args[1], flow.values.__getitem__)]
-        return _entries_read(flow, sources[0], [taken[i] for i in which])
-    if node.target is not operator.add:
-        return [size for source in sources for size in _sizes_read(flow, source)]
-    read = []
-    joined = [entry for side in node.args for entry in _entries(flow, side)]
-    for source, at in (joined[i] for i in which):
-        if at is not None:
-            read += _entries_read(flow, source, [at])
-        elif isinstance(source, fx.Node):
-            read += _sizes_read(flow, source)
-    return read
-
-
-def _entries(flow: Labels, side: Any) -> list[tuple[Any, int | None]]:
-    """Return each number of a tuple, and which it is of a node that returns them all."""
-    if isinstance(side, fx.Node):
-        return [(side, i) for i in range(len(flow.values[side]))]
-    return [(entry, None) for entry in side]
-
-
-def _is_channels(flow: Labels, tensor: fx.Node, axis: int | None) -> bool:
-    """Say whether how many channels ``tensor`` has is in its size along ``axis``."""
-    stream = flow.streams.get(tensor)
-    if isinstance(stream, Stream):
-        return axis in (stream.axis, None)
-    return stream is not None and (axis is None or not _is_images(flow, tensor, axis))
-
-
-def _is_images(flow: Labels, tensor: fx.Node, axis: int | None) -> bool:
-    """Say whether how many images there are is in a size of ``tensor`` along ``axis``."""
-    first = not axis and flow.shape(tensor)[0] == IMAGES
-    return first and _axis_of(flow, tensor) != axis
-
-
-def _axis_of(flow: Labels, node: fx.Node) -> int:
-    stream = flow.streams.get(node)
-    return stream.axis if isinstance(stream, Stream) else -1
-
-
 def _along_one_axis(channel: Tensor) -> tuple[int, Tensor | None]:
     """Find the axis along which alone ``channel`` varies, and its values there.
 
@@ -654,87 +543,19 @@ def _indexes(index: object, axis: int) -> bool:
 
 _CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d}
 _TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
-# One number of one number, by what torch, F and tensors call it.
-_UNARY = (
-    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "silu", "gelu", "mish",
-    "softplus", "softsign", "softshrink", "hardshrink", "tanhshrink", "threshold",
-    "sigmoid", "logsigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid", "rrelu", "exp",
-    "expm1", "log", "log1p", "log2", "sqrt", "rsqrt", "reciprocal", "abs", "sign", "clamp",
-    "clamp_min", "clamp_max", "clip", "square", "neg", "sin", "cos", "tan", "atan", "erf",
-    "floor", "ceil", "round", "trunc", "nan_to_num", "masked_fill", "logical_not",
-    "zeros_like", "ones_like", "full_like", "isnan", "isinf", "isfinite",
-)  # fmt: skip
-_COMBINING = (
-    "add", "sub", "rsub", "maximum", "minimum", "where", "addcmul", "addcdiv", "lerp", "gt",
-    "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "atan2", "hypot", "fmod",
-    "remainder", "heaviside", "copysign",
-)  # fmt: skip
-_SCALING = ("mul", "multiply", "div", "divide", "true_divide", "floor_divide", "pow")
-# What moves positions about.
-_MOVING = (
-    "flatten",
-    "unflatten",
-    "reshape",
-    "squeeze",
-    "unsqueeze",
-    "permute",
-    "transpose",
-    "swapaxes",
-    "movedim",
-    "chunk",
-    "split",
-    "tensor_split",
-    "unbind",
-    "narrow",
-    "flip",
-    "roll",
-    "index_select",
-    "repeat_interleave",
-    "select",
-    "t",
-)
-_REDUCING = ("mean", "sum", "amax", "amin", "prod", "logsumexp", "std", "var", "norm")
-_MIXING = (
-    "matmul", "bmm", "mm", "einsum", "baddbmm", "addmm", "cumsum", "cumprod", "sort",
-    "argsort", "topk", "argmax", "argmin", "median", "quantile", "kthvalue", "cdist",
-    "gather", "scatter", "scatter_add", "normalize", "local_response_norm",
-    "cosine_similarity", "scaled_dot_product_attention", "multi_head_attention_forward",
-    "unfold", "fold", "cross", "tril", "triu", "dot", "outer", "kron", "bilinear",
-)  # fmt: skip
-
-
-def _called(*names: str, in_place: bool = False) -> set:
-    """Return whatever goes by one of ``names``: functions, methods, operators."""
-    found: set = set(names)
-    if in_place:
-        found |= {f"{name}_" for name in names}
-    for module in (torch, F, operator, torch.linalg, torch.special):
-        for name in (*names, *(f"{name}_" for name in names)):
-            found.add(getattr(module, name, None))
-    return found - {None}
-
-
-_NORMS = _called("norm")  # of which the second argument is not an axis
-
-
-def _layers(*names: str) -> set:
-    """Return torch's modules of these names, for as many dimensions as there are."""
-    every = {
-        f"{name}{dimensions}" for name in names for dimensions in ("", "1d", "2d", "3d")
-    }
-    return {getattr(nn, name) for name in every if hasattr(nn, name)}
+_NORMS = called("norm")  # of which the second argument is not an axis
 
 
 _TABLES: dict[Callable[[Labels, fx.Node], None], set] = {
-    _activation: _called(*_UNARY, in_place=True) | _layers(
+    _activation: called(*UNARY, in_place=True) | layers(
         "ReLU", "ReLU6", "LeakyReLU", "ELU", "SELU", "CELU", "SiLU", "GELU", "Mish",
         "Softplus", "Softsign", "Softshrink", "Hardshrink", "Tanhshrink", "Threshold",
         "Sigmoid", "LogSigmoid", "Tanh", "Hardtanh", "Hardswish", "Hardsigmoid", "RReLU",
     ),
     _prelu: {nn.PReLU, F.prelu, torch.prelu},
     _gated: {nn.GLU, F.glu},
-    _softmax: {nn.Softmax, nn.LogSoftmax, nn.Softmin, *_called("softmax", "log_softmax")},
-    _pool: _layers(
+    _softmax: {nn.Softmax, nn.LogSoftmax, nn.Softmin, *called("softmax", "log_softmax")},
+    _pool: layers(
         "MaxPool", "AvgPool", "LPPool", "Upsample", "UpsamplingNearest",
         "UpsamplingBilinear", "ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad",
         "CircularPad",
@@ -744,41 +565,41 @@ _TABLES: dict[Callable[[Labels, fx.Node], None], set] = {
         torch.max_pool2d, torch.max_pool3d, torch.avg_pool1d, torch._C._nn.avg_pool2d,
         torch._C._nn.avg_pool3d,
     },
-    _adaptive_pool: _layers("AdaptiveAvgPool", "AdaptiveMaxPool") | {
+    _adaptive_pool: layers("AdaptiveAvgPool", "AdaptiveMaxPool") | {
         F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
         F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
         torch.adaptive_avg_pool1d,
     },
-    _reduce: _called(*_REDUCING),
+    _reduce: called(*REDUCING),
     _extreme: {torch.max, torch.min, "max", "min"},
-    _conv: _layers("Conv", "ConvTranspose") | _CONVOLUTIONS | _TRANSPOSED,
+    _conv: layers("Conv", "ConvTranspose") | _CONVOLUTIONS | _TRANSPOSED,
     _linear: {nn.Linear, F.linear},
-    _norm: _layers("BatchNorm", "SyncBatchNorm", "InstanceNorm"),
+    _norm: layers("BatchNorm", "SyncBatchNorm", "InstanceNorm"),
     _function_norm: {F.batch_norm, F.instance_norm},
     _group_norm: {nn.GroupNorm},
     _layer_norm: {nn.LayerNorm, F.layer_norm, nn.RMSNorm, F.rms_norm},
-    _add: _called(*_COMBINING, in_place=True) | {operator.iadd, operator.isub},
-    _multiply: _called(*_SCALING, in_place=True) | {
+    _add: called(*COMBINING, in_place=True) | {operator.iadd, operator.isub},
+    _multiply: called(*SCALING, in_place=True) | {
         operator.imul, operator.ipow, operator.truediv, operator.itruediv,
         operator.floordiv, operator.ifloordiv, operator.mod, operator.imod,
     },
-    _concat: _called("cat", "concat", "concatenate"),
+    _concat: called("cat", "concat", "concatenate"),
     _stack: {torch.stack},
     _pad: {F.pad},
     _padded: {select_channels},
-    _rearrange: _called(*_MOVING) | {
+    _rearrange: called(*MOVING) | {
         nn.Flatten, nn.Unflatten, nn.ChannelShuffle, F.channel_shuffle,
         torch.channel_shuffle, operator.getitem, "view", "expand", "expand_as", "repeat",
         "view_as", "reshape_as",
     },
-    _mix: _layers("PixelShuffle", "PixelUnshuffle") | {F.pixel_shuffle, F.pixel_unshuffle},
-    _mixing: _called(*_MIXING) | {
+    _mix: layers("PixelShuffle", "PixelUnshuffle") | {F.pixel_shuffle, F.pixel_unshuffle},
+    _mixing: called(*MIXING) | {
         operator.matmul, nn.MultiheadAttention, nn.LocalResponseNorm, nn.CosineSimilarity,
         nn.Bilinear, nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.LSTM, nn.GRU,
         nn.RNN, nn.Softmax2d, nn.Unfold, nn.Fold,
     },
     # Leave values as they are, so that nothing is recorded of them.
-    _skip: _layers("Identity", "Dropout", "AlphaDropout", "FeatureAlphaDropout") | {
+    _skip: layers("Identity", "Dropout", "AlphaDropout", "FeatureAlphaDropout") | {
         F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout,
         F.feature_alpha_dropout, "torchvision.ops.stochastic_depth:stochastic_depth",
         "contiguous", "clone", "detach", "to",
@@ -789,6 +610,6 @@ _RULES = {target: rule for rule, table in _TABLES.items() for target in table}
 # Each number of the result comes of the one at the same place in what it is made of.
 _ONE_BY_ONE = (
     _TABLES[_activation] | _TABLES[_add] | _TABLES[_multiply] | _TABLES[_skip]
-    | _called("view", "reshape", "squeeze", "unsqueeze", "flatten", "expand", "reshape_as")
+    | called("view", "reshape", "squeeze", "unsqueeze", "flatten", "expand", "reshape_as")
     | {operator.getitem}
 )  # fmt: skip

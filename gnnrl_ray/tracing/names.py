@@ -1,0 +1,61 @@
+"""What torch calls its operations.
+
+One name stands for a function of torch and of ``F``, a method, an operator; or for modules.
+"""
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# One number of one number.
+UNARY = (
+    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "silu", "gelu", "mish",
+    "softplus", "softsign", "softshrink", "hardshrink", "tanhshrink", "threshold",
+    "sigmoid", "logsigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid", "rrelu", "exp",
+    "expm1", "log", "log1p", "log2", "sqrt", "rsqrt", "reciprocal", "abs", "sign", "clamp",
+    "clamp_min", "clamp_max", "clip", "square", "neg", "sin", "cos", "tan", "atan", "erf",
+    "floor", "ceil", "round", "trunc", "nan_to_num", "masked_fill", "logical_not",
+    "zeros_like", "ones_like", "full_like", "isnan", "isinf", "isfinite",
+)  # fmt: skip
+# One number of several, at the same place.
+COMBINING = (
+    "add", "sub", "rsub", "maximum", "minimum", "where", "addcmul", "addcdiv", "lerp", "gt",
+    "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "atan2", "hypot", "fmod",
+    "remainder", "heaviside", "copysign",
+)  # fmt: skip
+SCALING = ("mul", "multiply", "div", "divide", "true_divide", "floor_divide", "pow")
+# What moves positions about.
+MOVING = (
+    "flatten", "unflatten", "reshape", "squeeze", "unsqueeze", "permute", "transpose",
+    "swapaxes", "movedim", "chunk", "split", "tensor_split", "unbind", "narrow", "flip",
+    "roll", "index_select", "repeat_interleave", "select", "t",
+)  # fmt: skip
+REDUCING = ("mean", "sum", "amax", "amin", "prod", "logsumexp", "std", "var", "norm")
+MIXING = (
+    "matmul", "bmm", "mm", "einsum", "baddbmm", "addmm", "cumsum", "cumprod", "sort",
+    "argsort", "topk", "argmax", "argmin", "median", "quantile", "kthvalue", "cdist",
+    "gather", "scatter", "scatter_add", "normalize", "local_response_norm",
+    "cosine_similarity", "scaled_dot_product_attention", "multi_head_attention_forward",
+    "unfold", "fold", "cross", "tril", "triu", "dot", "outer", "kron", "bilinear",
+)  # fmt: skip
+
+
+def called(*names: str, in_place: bool = False) -> set:
+    """Return whatever goes by one of ``names``: functions, methods, operators."""
+    found: set = set(names)
+    if in_place:
+        found |= {f"{name}_" for name in names}
+    for module in (torch, F, operator, torch.linalg, torch.special):
+        for name in (*names, *(f"{name}_" for name in names)):
+            found.add(getattr(module, name, None))
+    return found - {None}
+
+
+def layers(*names: str) -> set:
+    """Return torch's modules of these names, for as many dimensions as there are."""
+    every = {
+        f"{name}{dimensions}" for name in names for dimensions in ("", "1d", "2d", "3d")
+    }
+    return {getattr(nn, name) for name in every if hasattr(nn, name)}
