@@ -1,11 +1,25 @@
-"""What a process has set in torch and drawn at random, put aside while ours is done."""
+"""What all of a process share: torch's settings, what is drawn at random, and threads.
 
+Settings and generators are put aside while ours is done.
+"""
+
+import functools
 import random
-from collections.abc import Iterator
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
+
+from gnnrl_ray.errors import Notice
+
+_Given = ParamSpec("_Given")
+_Returned = TypeVar("_Returned")
+
+_PATIENCE = 2.0  # seconds
 
 
 @contextmanager
@@ -43,3 +57,28 @@ def generators_kept() -> Iterator[None]:
         torch.set_rng_state(cpu)
         for number, state in enumerate(gpus):
             torch.cuda.set_rng_state(state, number)
+
+
+def taking_turns(function: Callable[_Given, _Returned]) -> Callable[_Given, _Returned]:
+    """Let threads that call ``function`` wait for each other; a long wait is said.
+
+    ``torch.fx`` and Ray are of a process, and not of a thread.
+    """
+    lock = threading.RLock()
+
+    @functools.wraps(function)
+    def alone(*args: _Given.args, **kwargs: _Given.kwargs) -> _Returned:
+        if not lock.acquire(timeout=_PATIENCE):
+            warnings.warn(
+                f"{function.__name__} of another thread goes on; this one waits for it. "
+                "Processes do not wait for each other.",
+                Notice,
+                stacklevel=2,
+            )
+            lock.acquire()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            lock.release()
+
+    return alone

@@ -1,6 +1,8 @@
 """A search in a process that has set other things is as in any other, and leaves them."""
 
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import numpy as np
@@ -10,7 +12,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gnnrl_ray as gnnrl
+from gnnrl_ray import process
+from gnnrl_ray.errors import Notice
 from gnnrl_ray.process import generators_kept, torch_as_it_starts
+from gnnrl_ray.zoo import build_network
 
 
 def draw():
@@ -89,3 +94,45 @@ def test_what_was_set_is_back_after_an_error():
         fails()
     assert torch.get_default_dtype() == torch.float32
     assert draw()[2] == before
+
+
+def in_threads(function, count):
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(function, range(count)))
+
+
+def test_threads_trace_beside_each_other_and_beside_one_that_runs_the_network():
+    network = build_network("resnet20", 10, 32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    expected, groups = network(images), gnnrl.trace(network, (3, 32, 32))
+    over = threading.Event()
+
+    def run():
+        while True:
+            same = torch.equal(network(images), expected)
+            if over.is_set() or not same:
+                return same
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run)
+        found = in_threads(lambda _: gnnrl.trace(network, (3, 32, 32)), 4)
+        over.set()
+        assert running.result()
+    for each in found:
+        assert each.names == groups.names
+        assert each.layouts.keys() == groups.layouts.keys()
+        assert [op.name for op in each.operations] == [op.name for op in groups.operations]
+
+
+def test_searches_of_threads_take_turns(tmp_path, network, digits, monkeypatch):
+    monkeypatch.setattr(process, "_PATIENCE", 0.01)
+
+    def search(number):
+        return gnnrl.search(
+            network, digits, flops=0.5, method="random", episodes=3, progress=False,
+            out=tmp_path / str(number),
+        ).best  # fmt: skip
+
+    with pytest.warns(Notice, match="search of another thread"):
+        found = in_threads(search, 3)
+    assert len({(best.widths, best.accuracy) for best in found}) == 1

@@ -3,6 +3,7 @@
 import math
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -133,7 +134,9 @@ class Agent:
                 settings.training(initial=initial)
                 if "warmup_episodes" not in self._task.settings.agent:
                     settings.training(warmup_episodes=_INFORMED)
-            algorithm = DDPG(settings, hooks=hooks)
+            with warnings.catch_warnings():  # RLlib registers one environment each time
+                warnings.filterwarnings("ignore", ".*Overriding environment")
+                algorithm = DDPG(settings, hooks=hooks)
             try:
                 _Session(algorithm, self._task, hooks).run()
             finally:

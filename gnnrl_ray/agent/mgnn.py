@@ -4,6 +4,7 @@ Axis letters: B batch, G actions, N nodes and E edges of one graph, F features,
 D embedding dimension, M graphs of one level, S distinct states.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,9 +13,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.utils import scatter
 
 from gnnrl_ray.graph.hierarchy import KEPT, Motif
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # of what it calls when it is imported
+    from torch_geometric.utils import scatter
 
 
 @dataclass(frozen=True, eq=False)

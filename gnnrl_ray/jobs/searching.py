@@ -21,7 +21,7 @@ from gnnrl_ray.errors import InputError, Notice
 from gnnrl_ray.jobs.finalists import run_finalists
 from gnnrl_ray.jobs.result import Result
 from gnnrl_ray.methods import method_of
-from gnnrl_ray.process import generators_kept, torch_as_it_starts
+from gnnrl_ray.process import generators_kept, taking_turns, torch_as_it_starts
 from gnnrl_ray.pruning.budget import Budget, BudgetError
 from gnnrl_ray.pruning.importance import Loss
 from gnnrl_ray.pruning.latency import LatencyTable
@@ -45,6 +45,7 @@ from gnnrl_ray.zoo.weights import hash_of
 _LOOKED_AT = 64  # images, at least, to see whether outputs and labels fit
 
 
+@taking_turns
 @torch_as_it_starts()
 @generators_kept()
 def search(
@@ -252,7 +253,7 @@ class Search:
             f"latency on {table.device}: the table of layers is wrong by {table.error:.0%} "
             "of whole networks that it was not fitted to, on average.",
             Notice,
-            stacklevel=6,
+            stacklevel=7,
         )
         return table
 
@@ -264,7 +265,7 @@ class Search:
             f"--round-to auto: on {device_name(device)}, numbers of channels rounded up to "
             f"multiples of {multiple} take no longer.",
             Notice,
-            stacklevel=6,
+            stacklevel=7,
         )
         return multiple
 

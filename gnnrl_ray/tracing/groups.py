@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from gnnrl_ray.data.loader import InputShape, shapes_of
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.process import torch_as_it_starts
+from gnnrl_ray.process import taking_turns, torch_as_it_starts
 from gnnrl_ray.settings import parse_pattern
 from gnnrl_ray.tracing.check import Reference
 from gnnrl_ray.tracing.effects import follow
@@ -132,6 +132,7 @@ class ChannelGroups:
         return widths.astype(np.int64)
 
 
+@taking_turns
 @torch_as_it_starts()
 def trace(
     network: nn.Module,

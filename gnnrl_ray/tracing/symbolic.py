@@ -3,6 +3,7 @@
 import copy
 import inspect
 import itertools
+import threading
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gnnrl_ray.data.loader import InputShape, shapes_of
 from gnnrl_ray.errors import InputError
+from gnnrl_ray.process import taking_turns
 from gnnrl_ray.tracing.functions import functions_followed
 from gnnrl_ray.tracing.operations import RESHAPES
 from gnnrl_ray.tracing.plain import with_plain_layers
@@ -58,6 +60,7 @@ class _Tracer(fx.Tracer):
         # What depends on what is in the image, and whether that is tensors.
         self._seen: dict[fx.Node, bool] = {}
         self._computing = False  # a value: nothing is recorded of what that takes
+        self._thread = threading.get_ident()
         self._attributes: dict[str, ValueProxy] = {}
         self.failed: str | None = None
         self.constants: dict[str, Tensor] = {}
@@ -86,8 +89,13 @@ class _Tracer(fx.Tracer):
             m, module_qualified_name
         )
 
+    @property
+    def _idle(self) -> bool:
+        """Whether what a module does now is not to be recorded: all threads call this."""
+        return self._computing or threading.get_ident() != self._thread
+
     def call_module(self, m, forward, args, kwargs):
-        if self._computing:
+        if self._idle:
             return forward(*args, **kwargs)
         try:
             result = super().call_module(m, forward, args, kwargs)
@@ -101,7 +109,7 @@ class _Tracer(fx.Tracer):
         return result
 
     def getattr(self, attr, attr_val, parameter_proxy_cache):
-        name = None if self._computing else self._names.get(id(attr_val))
+        name = None if self._idle else self._names.get(id(attr_val))
         if name is None:
             return attr_val
         if name not in self._attributes:
@@ -185,6 +193,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@taking_turns
 def symbolic(
     network: nn.Module,
     input_shape: InputShape,
