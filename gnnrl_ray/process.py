@@ -31,11 +31,13 @@ def torch_as_it_starts() -> Iterator[None]:
     """
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
-        for setting in (
-            torch.device("cpu"), torch.inference_mode(False), torch.enable_grad(),
-            torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False),
-        ):  # fmt: skip
-            stack.enter_context(setting)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":  # which would slow every call down
+            stack.enter_context(torch.device("cpu"))
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
         torch.set_default_dtype(torch.float32)
         try:
             yield

@@ -109,6 +109,80 @@ def test_finetuned_weights_come_first(finished):
     assert not torch.equal(load_pruned(folder, weights="pruned")(x), winner(x))
 
 
+def test_what_is_of_an_earlier_winner_is_neither_taken_for_this_one_s_nor_lost(finished):
+    folder, winner = finished
+    run = Run.open(folder)
+    with torch.no_grad():
+        winner.linear.bias += 1
+    run.save_network("finetuned", winner)
+    run.measured({"dense": {"test": 0.9}, "finetuned": {"test": 0.8}})
+    run.exported("elsewhere.onnx", "finetuned", "checked")
+    for name in ("finetuned.pt", "model_card.md", "finetuned.txt"):
+        (folder / name).write_text("of the first")
+    network = build_network("resnet20").eval()
+    groups = trace(network, (3, 32, 32))
+    widths = np.maximum(groups.widths // 2, 1)
+    costs = Costs(groups)
+    run.journal.append(9, Outcome(
+        tuple(widths.tolist()), int(costs.macs(widths)), int(costs.params(widths)),
+        accuracy=0.6, reward=-0.4, seconds=1.0,
+    ))  # fmt: skip
+    run.write_best(
+        Budget(groups, {"flops": 0.999}, min_keep=0), keep(rank(network, groups), widths)
+    )
+    with pytest.raises(WeightsError, match="no weights file"):  # as when it is killed now
+        load_pruned(folder)
+    second = prune(network, groups, widths)
+    run.save_network("pruned", second)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_pruned(folder)(x), second(x))
+    assert torch.equal(load_pruned(folder / "earlier/7")(x), winner(x))
+    assert (run.measures(), run.exports()) == ({}, {})
+    assert {path.name for path in folder.iterdir()} == {
+        "run.json", "journal.jsonl", "best.json", "pruned.safetensors", "earlier",
+        "finetuned.txt",
+    }  # fmt: skip
+    assert {path.name for path in (folder / "earlier/7").iterdir()} == {
+        "best.json", "pruned.safetensors", "finetuned.safetensors", "finetuned.pt",
+        "measures.json", "exports.json", "model_card.md",
+    }  # fmt: skip
+
+
+def test_what_is_said_of_weights_goes_with_them(finished):
+    folder, winner = finished
+    run = Run.open(folder)
+    run.save_network("finetuned", winner)
+    run.measured({"pruned": {"test": 0.7}, "finetuned": {"test": 0.8}})
+    run.exported("elsewhere.onnx", "finetuned", "checked")
+    run.exported("pruned.pt", "pruned", "checked, too")
+    for name in ("finetuned.int8.onnx", "pruned.pt", "model_card.md"):
+        (folder / name).write_text("of the first")
+    run.save_network("finetuned", winner)  # the same
+    assert set(run.measures()) == {"pruned", "finetuned"}
+    assert set(run.exports()) == {"elsewhere.onnx", "pruned.pt"}
+    with torch.no_grad():
+        winner.linear.bias += 1
+    run.save_network("finetuned", winner)
+    assert set(run.measures()) == {"pruned"}
+    assert set(run.exports()) == {"pruned.pt"}
+    assert (folder / "pruned.pt").exists()
+    aside = folder / "earlier/7"
+    assert {p.name for p in aside.iterdir()} == {"finetuned.int8.onnx", "model_card.md"}
+
+
+@pytest.mark.parametrize("episode", ["../../../thesis", "7", None, [1]])
+def test_what_is_put_aside_stays_in_the_run(finished, episode, tmp_path):
+    folder, winner = finished
+    best = json.loads((folder / "best.json").read_text()) | {"episode": episode}
+    (folder / "best.json").write_text(json.dumps(best))
+    (folder / "model_card.md").write_text("of the first")
+    with torch.no_grad():
+        winner.linear.bias += 1
+    Run.open(folder).save_network("pruned", winner)
+    assert (folder / "earlier/unknown/model_card.md").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
 def test_best_says_everything(finished):
     folder, winner = finished
     best = json.loads((folder / "best.json").read_text())

@@ -148,8 +148,12 @@ def test_export_command(tmp_path, monkeypatch, capsys):
     code, out, err = command("export", run, "--format", "torch", "--json")
     assert code == 0, err
     assert json.loads(out)["path"] == f"{run}/pruned.pt"
+    assert command("export", run, "--format", "pt2")[0] == 0
     card = (tmp_path / "run/model_card.md").read_text()
-    for said in ("resnet20", "SHA-256 of weights", "| seed | 0 |", "pruned.pt", "layer1."):
+    for said in (
+        "resnet20", "SHA-256 of weights", "| seed | 0 |", "pruned.pt:", "pruned.pt2:",
+        "layer1.",
+    ):  # fmt: skip
         assert said in card
     for wrong, said in (
         (("--format", "caffe"), "'caffe' is not one of 'onnx', 'pt2', 'torch'"),

@@ -46,6 +46,9 @@ def export_command(
 
     The file is loaded and asked about all validation images beside the network itself.
     """
+    if int8 and kind != "onnx":
+        raise InputError(f"--int8 is of --format onnx, not of {kind}.")
+
     from gnnrl_ray.commands.networks import networks_of, of_run
     from gnnrl_ray.display.card import model_card
     from gnnrl_ray.jobs.exporting import ENDS, export
@@ -65,8 +68,8 @@ def export_command(
         there[name].cpu(), data.validation, path, kind=kind,
         calibration=data.train if int8 else None,
     )  # fmt: skip
-    card = model_card(opened, [_said(found)])
-    opened.storage.write("model_card.md", card.encode())
+    opened.exported(found.path, name, _said(found))
+    opened.storage.write("model_card.md", model_card(opened).encode())
     if as_json:
         print(json.dumps(asdict(found)))
         return

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import warnings
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -12,7 +11,6 @@ from gnnrl_ray.commands.terminal import console, errors, stop
 from gnnrl_ray.data import Data
 from gnnrl_ray.display.panel import progress
 from gnnrl_ray.display.report import measures_table
-from gnnrl_ray.errors import Notice
 from gnnrl_ray.jobs.finetuning import finetune
 from gnnrl_ray.jobs.recipe import Recipe
 from gnnrl_ray.jobs.searching import device_of
@@ -22,7 +20,7 @@ from gnnrl_ray.scoring.measures import measure
 from gnnrl_ray.scoring.training import steps_per_epoch
 from gnnrl_ray.source import EMBEDDED_EPOCHS, Source, training_steps
 from gnnrl_ray.tracing.groups import trace
-from gnnrl_ray.zoo.weights import WeightsError, hash_of, weights_path
+from gnnrl_ray.zoo.weights import hash_of, weights_path
 
 
 def of_run(run: Run, given: dict, trust: bool) -> tuple[nn.Module, Data, Costs]:
@@ -38,19 +36,8 @@ def networks_of(run: Run, network: nn.Module, costs: Costs) -> dict[str, nn.Modu
     """Return ``dense``, the ``pruned`` winner of a run, and if there ``finetuned``."""
     networks = {"dense": network}
     for name in ("pruned", "finetuned"):
-        if not run.storage.exists(f"{name}.safetensors"):
-            continue
-        try:
+        if run.storage.exists(f"{name}.safetensors"):
             networks[name] = rebuild(run.storage, network, costs.groups, name)
-        except WeightsError as error:
-            if name == "pruned" or "has shape" not in str(error):
-                raise
-            warnings.warn(
-                f"{run.storage}/{name}.safetensors is of an earlier winner and is left "
-                "out; fine-tune this one with `gnnrl-ray finetune`.",
-                Notice,
-                stacklevel=2,
-            )
     return networks
 
 

@@ -1,20 +1,15 @@
 """What whoever is handed a pruned network should know of it, in Markdown."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from gnnrl_ray.display.paper import markdown_table
 from gnnrl_ray.display.report import budget_used
 from gnnrl_ray.run.directory import Run
 
 
-def model_card(run: Run, files: Sequence[str] = ()) -> str:
-    """Return the model card of the winner of ``run``.
-
-    Args:
-        run: a finished search.
-        files: lines about what has been exported.
-    """
+def model_card(run: Run) -> str:
+    """Return the model card of the winner of ``run``, a finished search."""
     best, facts, measures = run.best(), run.facts, run.measures()
     name = run.source.network or "a network of one's own"
     tuned = None
@@ -39,8 +34,8 @@ def model_card(run: Run, files: Sequence[str] = ()) -> str:
         "## Where",
         _table(facts["versions"] | facts["hardware"]),
     ]  # fmt: skip
-    if files:
-        parts += ["## Files", *(f"- {line}" for line in files)]
+    if exports := run.exports():
+        parts += ["## Files", "\n".join(f"- {e['checked']}" for e in exports.values())]
     return "\n\n".join(parts) + "\n"
 
 

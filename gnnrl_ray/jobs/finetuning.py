@@ -16,7 +16,7 @@ from gnnrl_ray.run.lock import locked
 from gnnrl_ray.scoring.padding import padded
 from gnnrl_ray.scoring.training import Training, steps_per_epoch
 from gnnrl_ray.tracing.groups import ChannelGroups
-from gnnrl_ray.zoo.weights import WeightsError, read_facts, read_weights
+from gnnrl_ray.zoo.weights import read_facts, read_weights
 
 STATE = "finetuning.safetensors"  # all that it takes to go on
 _SECONDS = 60  # between two of them
@@ -110,21 +110,14 @@ def check_free(run: Run, overwrite: bool = False) -> None:
     """Refuse to train in the place of what was fine-tuned of the winner already.
 
     Raises:
-        RunError: there is such a network. One of an earlier winner is in nobody's way.
+        RunError: there is such a network.
     """
-    where = f"{run.storage}/finetuned.safetensors"
-    if overwrite or not run.storage.exists("finetuned.safetensors"):
-        return
-    try:
-        there, winner = (
-            read_weights(where),
-            read_weights(f"{run.storage}/pruned.safetensors"),
-        )
-    except WeightsError:
-        return
-    if {k: v.shape for k, v in there.items()} == {k: v.shape for k, v in winner.items()}:
+    if not overwrite and run.storage.exists("finetuned.safetensors"):
         goes_on = "go on with --resume, or " if run.storage.exists(STATE) else ""
-        raise RunError(f"{where} is there already; {goes_on}replace it with --overwrite.")
+        raise RunError(
+            f"{run.storage}/finetuned.safetensors is there already; {goes_on}replace it "
+            "with --overwrite."
+        )
 
 
 def interrupted(run: Run) -> tuple[Recipe, int, str]:

@@ -2,8 +2,9 @@
 
 ``run.json`` settings, versions, hardware and how candidates are evaluated;
 ``journal.jsonl`` every outcome; ``best.json`` the winner; ``pruned.safetensors`` its
-weights, ``finetuned.safetensors`` after fine-tuning; ``checkpoint.zip`` the agent. The
-directory may be behind any URI that fsspec knows.
+weights, ``finetuned.safetensors`` after fine-tuning; ``checkpoint.zip`` the agent;
+``earlier/EPISODE/`` what was made of a winner before that. The directory may be behind any
+URI that fsspec knows.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -36,16 +37,24 @@ from gnnrl_ray.source import Source
 from gnnrl_ray.storage import Storage
 from gnnrl_ray.tracing.groups import ChannelGroups, trace
 from gnnrl_ray.zoo import build_network, is_ours
-from gnnrl_ray.zoo.weights import load_weights, save_weights
+from gnnrl_ray.zoo.weights import load_weights, packed
 
-# All that a run writes; see also ``finetune.json``'s and the report's modules.
+# What is made of a winner, and what of its weights alone.
+_OF_WEIGHTS = {
+    name: {f"{name}{end}" for end in (".onnx", ".int8.onnx", ".pt2", ".pt")}
+    for name in ("pruned", "finetuned")
+}
+_OF_WINNER = {
+    "pruned.safetensors", "finetuned.safetensors", "finetune.json", "measures.json",
+    "finetuning.safetensors", "exports.json", "model_card.md",
+}.union(*_OF_WEIGHTS.values())  # fmt: skip
+# What else a run writes.
 _FILES = (
-    "run.json", "journal.jsonl", "best.json", "pruned.safetensors", "checkpoint.zip",
-    "finetuned.safetensors", "finetune.json", "measures.json", "search.png", "events",
-    "agent.safetensors", "initial.safetensors", "model_card.md", "latency.json",
-    "finetuning.safetensors", "actors.json",
+    "run.json", "journal.jsonl", "best.json", "checkpoint.zip", "search.png", "events",
+    "agent.safetensors", "initial.safetensors", "latency.json", "actors.json", "earlier",
 )  # fmt: skip
-_ASIDE, _MEASURES, _LATENCY = "replaced", "measures.json", "latency.json"
+_ASIDE, _EARLIER = "replaced", "earlier"
+_MEASURES, _EXPORTS, _LATENCY = "measures.json", "exports.json", "latency.json"
 _ACTORS, _ACTORS_EVERY = "actors.json", 2.0  # seconds
 _PACKAGES = ("ray", "torch", "torch-geometric", "numpy")
 
@@ -113,7 +122,7 @@ class Run:
         run_there = storage.exists("run.json")
         if run_there:
             storage.remove(_ASIDE)
-            for name in _FILES:
+            for name in (*_FILES, *_OF_WINNER):
                 storage.move(name, f"{_ASIDE}/{name}")
         facts = {
             "settings": settings.to_dict(),
@@ -310,7 +319,7 @@ class Run:
         _write_json(self.storage, "run.json", self._facts)
 
     def write_best(self, budget: Budget, kept: tuple[np.ndarray, ...]) -> None:
-        """Write ``best.json`` of the winner so far.
+        """Write ``best.json`` of the winner so far, and put aside what is of another.
 
         Args:
             budget: of the search.
@@ -321,6 +330,8 @@ class Run:
         episode, outcome, finalist = winner
         groups, dense = budget.groups, budget.costs.dense
         settings = self.settings
+        widths = dict(zip(groups.names, outcome.widths, strict=True))
+        self._make_room(widths)
         self.write_json(
             "best.json",
             {
@@ -334,7 +345,7 @@ class Run:
                 "budget": budget.usage(np.array(outcome.widths)),
                 "trace": settings.tracing,
                 "episode": episode,
-                "groups": dict(zip(groups.names, outcome.widths, strict=True)),
+                "groups": widths,
                 "dense": dict(zip(groups.names, groups.widths.tolist(), strict=True)),
                 "macs": outcome.macs,
                 "macs_dense": dense,
@@ -353,16 +364,39 @@ class Run:
             },
         )
 
+    def _make_room(self, widths: Mapping[str, int]) -> None:
+        """Put aside all that is there of a winner of other widths, as a whole."""
+        made, before = _OF_WINNER & self.storage.names(), self._written
+        if made and before.get("groups") != widths:
+            if before:
+                _write_json(self.storage, f"{self._earlier}/best.json", before)
+            self._put_aside(made)
+
+    def _put_aside(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.storage.move(name, f"{self._earlier}/{name}")
+
+    @property
+    def _earlier(self) -> str:
+        """Where to put aside what is of the winner that ``best.json`` is of."""
+        episode = self._written.get("episode")
+        return f"{_EARLIER}/{episode if isinstance(episode, int) else 'unknown'}"
+
+    @property
+    def _written(self) -> dict:
+        """What ``best.json`` says: nothing, if it is missing or damaged."""
+        try:
+            return _read_json(self.storage, "best.json")
+        except RunError:
+            return {}
+
     def lags(self) -> bool:
         """Say whether ``best.json`` is not of the journal's winner, as after a crash."""
         winner = self.journal.winner()
-        if winner is None or not self.storage.exists("best.json"):
-            return winner is not None
+        if winner is None:
+            return False
         episode, _, finalist = winner
-        try:
-            there = _read_json(self.storage, "best.json")
-        except RunError:
-            return True
+        there = self._written
         said = there.get("episode"), there.get("finalist")
         return said != (episode, finalist and asdict(finalist))
 
@@ -405,6 +439,20 @@ class Run:
         with contextlib.suppress(OSError):
             rows = {name: known.get(name, {}) | dict(row) for name, row in measures.items()}
             self.write_json(_MEASURES, known | rows)
+
+    def exports(self) -> dict[str, dict[str, str]]:
+        """Return what has been exported of the winner.
+
+        By path: ``weights`` that it is of, and in a line how it was ``checked``.
+        """
+        if not self.storage.exists(_EXPORTS):
+            return {}
+        return _read_json(self.storage, _EXPORTS)
+
+    def exported(self, path: str, weights: str, checked: str) -> None:
+        """Keep what has been exported; see :meth:`exports`."""
+        this = {path: {"weights": weights, "checked": checked}}
+        self.write_json(_EXPORTS, self.exports() | this)
 
     def report_actors(self, status: Mapping[int, tuple[str, float]]) -> None:
         """Write ``actors.json`` for who looks on, every two seconds at most; nothing, none.
@@ -465,14 +513,30 @@ class Run:
         return dict(self._facts)
 
     def save_network(self, name: str, network: nn.Module) -> None:
-        """Write the state dict of ``network`` as ``name``.safetensors."""
-        save_weights(network, f"{self.storage}/{name}.safetensors")
+        """Write the state dict of ``network`` as ``name``.safetensors.
+
+        Where that replaces other weights, what was measured of them is forgotten, and what
+        was exported of them put aside.
+        """
+        file, content = f"{name}.safetensors", packed(network)
+        if self.storage.exists(file) and self.storage.read(file) != content:
+            self._put_aside(_OF_WEIGHTS[name] | {"model_card.md"})
+            self._keep_of(_MEASURES, lambda row, _: row != name)
+            self._keep_of(_EXPORTS, lambda _, about: about["weights"] != name)
+        self.storage.write(file, content)
+
+    def _keep_of(self, file: str, holds: Callable[[str, dict], bool]) -> None:
+        """Leave in a file, if it is there, what still holds."""
+        if self.storage.exists(file):
+            said = _read_json(self.storage, file)
+            self.write_json(file, {k: v for k, v in said.items() if holds(k, v)})
 
 
 def _bring_back(storage: Storage) -> None:
     """Put the run that was moved aside in the place of what came to nothing."""
-    for name in _FILES:
+    for name in (*_FILES, *_OF_WINNER):
         storage.remove(name)
+    for name in Storage(f"{storage}/{_ASIDE}").names():
         storage.move(f"{_ASIDE}/{name}", name)
     storage.remove(_ASIDE)
 

@@ -210,13 +210,18 @@ def hash_of(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_weights(network: nn.Module, path: Path | str) -> None:
-    """Write the state dict of ``network`` to ``path``, whole or not at all.
+def packed(network: nn.Module) -> bytes:
+    """Return the state dict of ``network`` as a file of safetensors.
 
-    Tensors that share memory, as tied weights do, are written once for each name.
+    Tensors that share memory, as tied weights do, are in it once for each name.
     """
     plain = torch.contiguous_format
     tensors = network.state_dict().items()
     state = {name: tensor.clone(memory_format=plain) for name, tensor in tensors}
+    return safetensors.torch.save(state)
+
+
+def save_weights(network: nn.Module, path: Path | str) -> None:
+    """Write the state dict of ``network`` to ``path``, whole or not at all."""
     storage, name = storage_of(path)
-    storage.write(name, safetensors.torch.save(state))
+    storage.write(name, packed(network))
