@@ -76,6 +76,32 @@ def test_every_cell_is_searched_tuned_and_measured_once(home):
     assert saved["pruned_test"].tolist() == pytest.approx(table["pruned_test"].tolist())
 
 
+def test_what_is_of_other_settings_is_not_taken_for_these(home):
+    out, told = str(home / "out"), []
+
+    def compared(**change):
+        told.clear()
+        return compare(small(methods=["random"], **change), out,
+                       on_progress=lambda *said: told.append(said))  # fmt: skip
+
+    first = compared(search={"finetune": "none", "episodes": 2})
+    again = compared(search={"finetune": "none", "episodes": 2, "device": "cpu"})
+    assert not told
+    pd.testing.assert_frame_equal(first, again)
+    longer = compared(search={"finetune": "none", "episodes": 4})
+    assert (first["evaluations"][0], longer["evaluations"][0]) == (2, 4)
+    tuned = compared(search={"finetune": "none", "episodes": 4},
+                     finetune={"epochs": 1, "batch_size": 512})  # fmt: skip
+    assert tuned["tuned_test"].notna().all()
+    assert tuned["pruned_test"][0] == longer["pruned_test"][0]
+    for change, said in (
+        ({"finetune": "none", "episodes": 2}, "4 candidates already, more than the 2"),
+        ({"finetune": "recalibrate", "episodes": 4}, "started with --finetune none, not"),
+    ):
+        with pytest.raises(ComparisonError, match=said):
+            compared(search=change)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_tasks_find_what_one_process_finds(home, monkeypatch):

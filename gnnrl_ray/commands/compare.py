@@ -35,7 +35,8 @@ def compare_command(
 ) -> None:
     """Hold methods against each other: same networks, budgets, seeds and fine-tuning.
 
-    Started again, it goes on: what is measured in --out is not measured again.
+    Started again, it goes on: what is measured in --out is not measured again, unless
+    FILE asks for it otherwise by now.
     """
     from gnnrl_ray.display import comparison as shown
     from gnnrl_ray.display.panel import Panel

@@ -184,6 +184,17 @@ class Comparison:
         method_of(settings.method).check(settings)
         return settings
 
+    def about(self, cell: Cell) -> dict[str, dict]:
+        """Return all that decides what is in the row of a cell, as JSON has it."""
+        search, source = self.settings(cell).to_dict(), self.source(cell).to_dict()
+        where = {*SearchSettings.panels["Cluster"], "data_dir"}
+        about = {
+            "search": {k: v for k, v in search.items() if k not in where},
+            "source": {k: v for k, v in source.items() if k not in where},
+            "finetune": self.tuning.to_dict(),
+        }
+        return json.loads(json.dumps(about))
+
 
 def compare(
     comparison: Comparison,
@@ -198,7 +209,8 @@ def compare(
     """Run every search, fine-tune every winner, and measure both.
 
     In ``out``: the run directories under ``runs/``, ``rows/`` with what was measured, and
-    ``results.csv``. What is there is not done again, and what was interrupted goes on.
+    ``results.csv``. What is there is not done again, unless it is of other settings, and
+    what was interrupted goes on.
 
     Args:
         comparison: what is compared.
@@ -223,8 +235,10 @@ def compare(
     rows: dict[str, dict] = {}
     left = []
     for cell in comparison.cells():
-        if storage.exists(f"rows/{cell.name}.json"):
-            rows[cell.name] = json.loads(storage.read(f"rows/{cell.name}.json"))
+        file, about = f"rows/{cell.name}.json", comparison.about(cell)
+        row = json.loads(storage.read(file)) if storage.exists(file) else None
+        if row is not None and row.get("of", about) == about:
+            rows[cell.name] = row
         else:
             left.append(cell)
     try:
@@ -304,6 +318,12 @@ def _measured(
     search = Search(network, data, settings, source)
     search.run(out, resume=there, on_episode=on_episode)
     run, costs = Run.open(out), Costs(search.groups)
+    asked = method_of(settings.method).candidates(settings)
+    if len(run.journal) > asked:
+        raise ComparisonError(
+            f"{out} has {len(run.journal)} candidates already, more than the {asked} that "
+            "are asked for; name another directory with --out."
+        )
     widths = np.array(list(run.best()["groups"].values()))
     winner = rebuild(run.storage, network, costs.groups, "pruned")
     dense, tuning, tuned = measure(network, data, costs), comparison.tuning, []
@@ -326,7 +346,7 @@ def _measured(
         "params_share": found["params"] / dense["params"],
         "paper_share": costs.paper_share(widths),
         "curve": {str(n): float(best[n - 1]) for n in LOOKS if n <= len(best)},
-        "dense": dense, "pruned": found, "tuned": tuned,
+        "dense": dense, "pruned": found, "tuned": tuned, "of": comparison.about(cell),
     }  # fmt: skip
 
 
