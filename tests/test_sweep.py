@@ -60,6 +60,15 @@ def test_a_sweep_is_searches_a_table_and_a_picture(tmp_path):
     again = run_sweep(sweep, str(out), resume=True)
     assert again["accuracy"].tolist() == table["accuracy"].tolist()
     assert before == [p.read_bytes() for p in sorted(out.glob("runs/*/journal.jsonl"))]
+    for changed, said in (
+        (Sweep(SEARCH, {"warmup_episodes": [3], "seed": [0, 1]}),
+         r"\[space\] warmup_episodes = \[2\], not \[3\]"),
+        (Sweep(SEARCH | {"episodes": 5}, sweep.space), r"\[search\] episodes = 4, not 5"),
+        (Sweep(SEARCH, sweep.space, samples=2), "samples = 1, not 2"),
+        (Sweep(SEARCH, sweep.space | {"fit": [False]}), r"\[space\] fit = None, not \[False\]"),
+    ):  # fmt: skip
+        with pytest.raises(SweepError, match=f"was started with {said}"):
+            run_sweep(changed, str(out), resume=True)
 
 
 @pytest.mark.slow

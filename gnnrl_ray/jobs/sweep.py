@@ -1,6 +1,7 @@
 """Many searches beside each other: Ray Tune over settings of search and agent."""
 
 import io
+import json
 import math
 import os
 import tomllib
@@ -38,6 +39,7 @@ _SEARCH = SearchSettings.names() - {"agent", "address", "wait_for_nodes"}
 # What is the same in all searches: what they are about, and what they need.
 _SAME = Source.names() | {"episodes", "env_runners", "cpus_per_env_runner"}
 _GRACE, _FACTOR = 30, 3  # of ASHA
+_ABOUT = "sweep.json"
 _MARGIN = 1e-6  # of a range, beside its ends
 Progress = Callable[[dict[str, dict]], None]
 
@@ -169,6 +171,14 @@ class Sweep:
             for name, domain in self._domains.items()
         }
 
+    def about(self) -> dict[str, Any]:
+        """Return all that decides what is tried, by name, as JSON has it."""
+        where = {*SearchSettings.panels["Cluster"], "data_dir"}
+        about = {"samples": self.samples, "asha": self.asha}
+        about |= {f"[space] {name}": _said(given) for name, given in self.space.items()}
+        about |= {f"[search] {k}": v for k, v in self.search.items() if k not in where}
+        return json.loads(json.dumps(about, default=str))
+
     @property
     def _grace(self) -> int:
         return self.asha.get("grace", min(_GRACE, self.episodes))
@@ -231,6 +241,13 @@ def _domain(name: str, given: Any) -> list | Domain:
         return getattr(tune, draw)(*values)
     except ValueError as error:
         raise SweepError(f"{name} = {{ {draw} = {values!r} }}: {error}") from error
+
+
+def _said(given: Any) -> Any:
+    """Return what a setting of the space is tried with, as JSON has it."""
+    if isinstance(given, Domain):
+        return f"{type(given).__name__} {given.domain_str}"
+    return given
 
 
 def _is_one(given: Any, names: Sequence[str]) -> bool:
@@ -298,6 +315,15 @@ def run_sweep(
             f"{out} holds no sweep; leave --resume out." if resume else
             f"{out} holds a sweep already; go on with --resume, or name another --out."
         )  # fmt: skip
+    about = sweep.about()
+    if resume and storage.exists(_ABOUT):
+        before = json.loads(storage.read(_ABOUT))
+        for name in before.keys() | about.keys():
+            if before.get(name) != about.get(name):
+                raise SweepError(
+                    f"{out} was started with {name} = {before.get(name)}, not "
+                    f"{about.get(name)}; restore it, or name another --out."
+                )
     if scheduler is not None and sweep.asha:
         raise SweepError("a `scheduler` takes the place of [asha]; leave one of them out.")
     tuning = {"scheduler": scheduler or sweep.scheduler(), "search_alg": search_alg}
@@ -323,6 +349,7 @@ def run_sweep(
         tuning["max_concurrent_trials"] = at_once or (1 if gpus else None)
         tuner = _tuner(sweep, trainable, root, tuning, resume,
                        [*(loggers or []), _Watch()])  # fmt: skip
+        storage.write(_ABOUT, json.dumps(about).encode())
         _Watch.on_progress, _Watch.over = on_progress, True
         results = tuner.fit()
     table = pd.DataFrame(
