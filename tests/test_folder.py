@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -135,7 +136,7 @@ def test_without_parts_a_fifth_of_each_class_is_for_testing(tmp_path):
 def test_images_are_decoded_once_until_they_change(tmp_path, monkeypatch, home):
     root = tree(tmp_path / "pictures")
     first = load_folder(root, 32)[0]
-    assert len(list((home / "images").iterdir())) == 1
+    assert len(list((home / "images").glob("*.uint8"))) == 1
     decode = folder._decode_all
     monkeypatch.setattr(folder, "_decode_all", lambda *_: pytest.fail("decoded again"))
     assert torch.equal(load_folder(root, 32)[0].images, first.images)
@@ -144,6 +145,18 @@ def test_images_are_decoded_once_until_they_change(tmp_path, monkeypatch, home):
     second = load_folder(root, 32)[0]
     assert not torch.equal(second.images, first.images)
     assert second.file.digest != first.file.digest
+
+
+def test_images_are_the_same_wherever_and_whenever_they_were_copied(tmp_path):
+    root = tree(tmp_path / "pictures")
+    first = load_data(f"folder:{root}", image_size=32).digest()
+    shutil.copytree(root, tmp_path / "elsewhere/pictures", copy_function=shutil.copyfile)
+    copied = f"folder:{tmp_path}/elsewhere/pictures"
+    assert load_data(copied, image_size=32).digest() == first
+    assert load_data(copied, image_size=40).digest() != first
+    os.rename(tmp_path / "elsewhere/pictures/val/ants/00.png",
+              tmp_path / "elsewhere/pictures/val/ants/99.png")  # fmt: skip
+    assert load_data(copied, image_size=32).digest() != first
 
 
 def test_a_pickle_holds_no_images_and_finds_them(tmp_path):

@@ -142,48 +142,64 @@ def _opened(name: str) -> Iterator[Image.Image]:
         ) from error
 
 
-def _decoded(name: str, side: int | None) -> np.ndarray:
-    """Return uint8 [H, W, 3]; with a ``side``, the middle of the image at that size."""
+def _decoded(name: str, side: int | None) -> tuple[np.ndarray, bytes]:
+    """Return uint8 [H, W, 3], and the hash of the image's file.
+
+    With a ``side``, it is the middle of the image at that size.
+    """
     from torchvision.transforms import functional as transforms
 
     with _opened(name) as image:
+        hashed = hashlib.sha256(Path(name).read_bytes()).digest()
         image = image.convert("RGB")
         if side is not None:
             image = transforms.center_crop(transforms.resize(image, [side]), [side])
-        return np.asarray(image)
+        return np.asarray(image), hashed
 
 
 def _kept(
     path: Path, files: Sequence[str], shape: tuple[int, int], side: int | None
 ) -> ImageFile:
-    """Return the file with all images, making it if it is not there."""
-    digest = hashlib.sha256(json.dumps([*shape, side]).encode())
+    """Return the file with all images, making it if it is not there.
+
+    It is looked for by what the disk says of the images; what they are, wherever and
+    whenever they were copied, is written down beside it.
+    """
+    made_of = hashlib.sha256(json.dumps([*shape, side]).encode())
     for name in files:
         about = os.stat(name)
         told = [os.path.relpath(name, path), about.st_size, about.st_mtime_ns]
-        digest.update(json.dumps(told).encode())
-    where = home() / "images" / f"{path.resolve().name}-{digest.hexdigest()[:16]}.uint8"
-    kept = ImageFile(str(where), (len(files), *shape, 3), digest.hexdigest())
-    if not where.is_file():
+        made_of.update(json.dumps(told).encode())
+    called = f"{path.resolve().name}-{made_of.hexdigest()[:16]}"
+    where, beside = (home() / "images" / f"{called}.{end}" for end in ("uint8", "sha256"))
+    sized = (len(files), *shape, 3)
+    if not (where.is_file() and beside.is_file()):
+        names = [os.path.relpath(name, path) for name in files]
+        digest = hashlib.sha256(json.dumps([*shape, side, names]).encode())
         try:
-            _decode_all(files, kept, side)
+            _decode_all(files, where, side, digest)
+            with written_whole(beside) as file:
+                file.write(digest.hexdigest().encode())
         except OSError as error:
-            size = np.prod(kept.shape, dtype=float) / 1e9
+            size = np.prod(sized, dtype=float) / 1e9
             raise DataError(
                 f"the decoded images take {size:.1f} GB at {where.parent}: {error}. Set "
                 "$GNNRL_HOME to a disk that has room."
             ) from error
-    return kept
+    return ImageFile(str(where), sized, beside.read_text())
 
 
-def _decode_all(files: Sequence[str], kept: ImageFile, side: int | None) -> None:
-    """Write the images; the file is there only when it is whole."""
+def _decode_all(
+    files: Sequence[str], where: Path, side: int | None, digest: "hashlib._Hash"
+) -> None:
+    """Write the images, and add them to ``digest``; the file is there when it is whole."""
     console = Console(stderr=True)
-    with written_whole(Path(kept.path)) as file, ThreadPoolExecutor() as pool:
+    with written_whole(where) as file, ThreadPoolExecutor() as pool:
         parts = [files[n : n + _AT_ONCE] for n in range(0, len(files), _AT_ONCE)]
         for part in track(
             parts, f"decoding {len(files):,} images", console=console, transient=True,
             disable=not console.is_terminal,
         ):  # fmt: skip
-            for image in pool.map(partial(_decoded, side=side), part):
+            for image, hashed in pool.map(partial(_decoded, side=side), part):
                 file.write(image.tobytes())
+                digest.update(hashed)
