@@ -253,6 +253,18 @@ def parse_dataset(given: object) -> str:
     return given
 
 
+def parse_path(given: object) -> str:
+    """Return a path or URI; of what is here, the whole path.
+
+    Raises:
+        InputError: it is no text.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise InputError(f"{given!r} is no path.")
+    path = os.fspath(given)
+    return os.path.realpath(path) if os.path.exists(path) else path
+
+
 def last_word(dataset: str) -> str:
     """Return what a data set is called, without where it is."""
     return re.split("[:/]", dataset.rstrip("/"))[-1]

@@ -16,6 +16,7 @@ from gnnrl_ray.settings import (
     check_dataset,
     last_word,
     parse_dataset,
+    parse_path,
     setting,
 )
 from gnnrl_ray.zoo import NETWORKS, build_network, check_network, is_ours
@@ -66,11 +67,13 @@ class Source(Checked):
         metavar="|".join(VALIDATIONS),
     )
     weights: str | None = setting(
-        None, "State dict of the dense network (.th, .pt, .safetensors); file or URI."
-    )
+        None, "State dict of the dense network (.th, .pt, .safetensors); file or URI.",
+        free=True, parse=parse_path,
+    )  # fmt: skip
     data_dir: str | None = setting(
-        None, "Folder of cifar*.npz; default: data/ in $GNNRL_HOME or cache.", free=True
-    )
+        None, "Folder of cifar*.npz; default: data/ in $GNNRL_HOME or cache.",
+        free=True, parse=parse_path,
+    )  # fmt: skip
 
     @property
     def data_name(self) -> str:

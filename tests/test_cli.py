@@ -368,6 +368,45 @@ def test_flags_given_with_resume_count(command, home):
     assert command("search", "--resume", "run", "--flops", "0.5", "--epochs", "0")[0] == 0
 
 
+def test_a_finished_search_is_resumed_and_nothing_is_trained_anew(command, home):
+    assert command("search", *SHORT, "--epochs", "1", "--out", "run")[0] == 0
+    trained = (home / "run/finetuned.safetensors").read_bytes()
+    code, out, err = command("search", "--resume", "run", "--json")
+    assert (code, "finetuned" in json.loads(out)) == (0, True), err
+    code, _, err = command("search", "--resume", "run", "--epochs", "2")
+    assert code == 0
+    assert "stays as it is; to train it anew: gnnrl-ray finetune run --overwrite" in err
+    assert (home / "run/finetuned.safetensors").read_bytes() == trained
+
+
+def test_a_run_is_moved_and_called_from_elsewhere(command, home, monkeypatch):
+    source = gnnrl_ray.Source(network="resnet20", dataset="digits")
+    save_weights(source.load()[0], home / "mine.safetensors")
+    about = ("--weights", "mine.safetensors", "--out", "run")
+    assert command("search", *SHORT, *about)[0] == 0
+    code, expected, err = command("evaluate", "run", "--json")
+    assert code == 0, err
+    elsewhere = home / "else/where"
+    elsewhere.mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    assert command("evaluate", "../../run", "--json")[1] == expected
+    (home / "run").rename(elsewhere / "moved")
+    assert command("evaluate", "moved", "--json")[1] == expected
+    (home / "mine.safetensors").rename(elsewhere / "other.safetensors")
+    code, _, err = command("evaluate", "moved")
+    assert (code, f"no weights file at {home}/mine.safetensors" in err) == (2, True)
+    given = ("--weights", "other.safetensors")
+    assert command("evaluate", "moved", *given, "--json")[1] == expected
+    (elsewhere / "other.safetensors").rename(elsewhere / "moved/mine.safetensors")
+    for words in (("evaluate",), ("export", "--format", "torch"), ("search", "--resume")):
+        code, _, err = command(*words, "moved")
+        assert code == 0, err
+    # Others are none of this run's.
+    save_weights(source.build(source.load_data(), seed=3), elsewhere / "none.safetensors")
+    code, _, err = command("evaluate", "moved", "--weights", "none.safetensors")
+    assert (code, "the weights are not those that moved" in err) == (2, True)
+
+
 def test_several_budgets(command, home):
     code, out, err = command(
         "search", *SHORT, "--params", "0.35", "--activations", "12000", "--out", "run"

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from gnnrl_ray.commands.terminal import JsonOption, QuietOption, TrustOption, errors, stop
+from gnnrl_ray.errors import Notice
 from gnnrl_ray.jobs.trackers import Trackers, tracked
 from gnnrl_ray.options import settings_as_options
 from gnnrl_ray.settings import SearchSettings, file_name
@@ -45,7 +47,8 @@ def search_command(
         str | None,
         typer.Option(
             help="Continue this run, with the settings it was started with, but for "
-            "--episodes, --device, --data-dir and what concerns env runners."
+            "--episodes, --device, where weights and data are, and what concerns env "
+            "runners."
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
@@ -114,16 +117,25 @@ def search_command(
             )  # fmt: skip
         except KeyboardInterrupt:
             _interrupted(folder, total)
-    run = found.run
+    run, costs = found.run, Costs(search.groups)
+    asked = epochs is not None
     if epochs is None:
         epochs = EMBEDDED_EPOCHS if about.dataset == EMBEDDED else 0
-    costs = Costs(search.groups)
     if epochs:
         recipe = Recipe(epochs=epochs)
-        shown.finetune_shown(
-            run, network, data, costs, recipe, seed=wanted.seed, device=wanted.device,
-            resume=is_interrupted(run, recipe, wanted.seed),
-        )  # fmt: skip
+        again = is_interrupted(run, recipe, wanted.seed)
+        if again or not run.storage.exists("finetuned.safetensors"):
+            shown.finetune_shown(
+                run, network, data, costs, recipe, seed=wanted.seed, device=wanted.device,
+                resume=again,
+            )  # fmt: skip
+        elif asked:
+            warnings.warn(
+                "the winner has been fine-tuned already, and stays as it is; to train it "
+                f"anew: {shlex.join(('gnnrl-ray', 'finetune', folder, '--overwrite'))}",
+                Notice,
+                stacklevel=2,
+            )
     networks = shown.networks_of(run, network, costs)
     rows = shown.show_measures(networks, data, costs, as_json, run)
     if not as_json:

@@ -14,7 +14,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class Run:
     def __init__(self, storage: Storage, facts: Mapping[str, Any]) -> None:
         self.storage = storage
         self.settings = SearchSettings.from_dict(facts["settings"])
-        self.source = Source.from_dict(facts["source"])
+        self.source = _found(Source.from_dict(facts["source"]), storage)
         self.classes, hashes = facts["classes"], facts.get("hashes", {})
         name = self.source.network
         own = name is None or not is_ours(name)  # whatever it tells apart
@@ -539,6 +539,16 @@ def _bring_back(storage: Storage) -> None:
     for name in Storage(f"{storage}/{_ASIDE}").names():
         storage.move(f"{_ASIDE}/{name}", name)
     storage.remove(_ASIDE)
+
+
+def _found(source: Source, storage: Storage) -> Source:
+    """Return ``source`` with weights of a run that was moved, if it has them with it."""
+    path = source.weights
+    if path is not None and not Path(path).exists() and "://" not in path:
+        name = Path(path).name
+        if storage.exists(name):
+            return replace(source, weights=f"{storage}/{name}")
+    return source
 
 
 def _of_old(facts: dict) -> dict:
