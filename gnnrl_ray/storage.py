@@ -58,6 +58,10 @@ class Storage:
     def __str__(self) -> str:
         return self._where.rstrip("/")
 
+    def path(self, name: str) -> str:
+        """Return the path or URI of a file, which holds wherever it is used."""
+        return f"{self.local or self}/{name}"
+
     def exists(self, name: str = "") -> bool:
         """Say whether there is a file called ``name``; by default, whether anything is."""
         self._files.invalidate_cache()  # what others write is to be seen

@@ -342,6 +342,22 @@ def test_a_full_disk_stops_a_search_that_can_go_on(short, tmp_path):
     assert short(resume=True).widths == straight.widths
 
 
+def test_what_works_in_another_folder_meanwhile_moves_nothing(
+    network, digits, tmp_path, monkeypatch
+):
+    def move(done, best):
+        (tmp_path / f"{done}").mkdir()
+        monkeypatch.chdir(tmp_path / f"{done}")
+
+    (tmp_path / "first").mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+    found = search(network, digits, flops=0.5, method="random", episodes=3, out="run",
+                   progress=False, on_episode=move)  # fmt: skip
+    assert accuracy(found.network, digits.validation) == found.best.accuracy
+    assert len(Run.open(tmp_path / "first/run").journal) == 3
+    assert not [*tmp_path.glob("[123]/*")]
+
+
 def test_it_says_what_it_is_at_before_there_are_episodes(network, digits, tmp_path):
     said = []
     settings = SearchSettings(method="gnn-rl", episodes=2, agent=AGENT, finetune="none",

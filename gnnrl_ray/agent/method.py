@@ -158,7 +158,7 @@ class Agent:
             read_weights(path)  # or say what is wrong with it
             there, name = storage_of(path)
             storage.write(_INITIAL, there.read(name))
-        return f"{storage}/{_INITIAL}"
+        return storage.path(_INITIAL)
 
     @classmethod
     def env_config(cls, settings: SearchSettings, objective: Any) -> dict:

@@ -536,7 +536,7 @@ def _bring_back(storage: Storage) -> None:
     """Put the run that was moved aside in the place of what came to nothing."""
     for name in (*_FILES, *_OF_WINNER):
         storage.remove(name)
-    for name in Storage(f"{storage}/{_ASIDE}").names():
+    for name in Storage(storage.path(_ASIDE)).names():
         storage.move(f"{_ASIDE}/{name}", name)
     storage.remove(_ASIDE)
 
@@ -547,7 +547,7 @@ def _found(source: Source, storage: Storage) -> Source:
     if path is not None and not Path(path).exists() and "://" not in path:
         name = Path(path).name
         if storage.exists(name):
-            return replace(source, weights=f"{storage}/{name}")
+            return replace(source, weights=storage.path(name))
     return source
 
 
@@ -615,7 +615,7 @@ def rebuild(
         weights = "finetuned" if there else "pruned"
 
     def load(graph: nn.Module, smaller: nn.Module) -> None:
-        load_weights(graph, f"{storage}/{weights}.safetensors", smaller.state_dict())
+        load_weights(graph, storage.path(f"{weights}.safetensors"), smaller.state_dict())
 
     return deliver(network, groups, kept, load).eval()
 
