@@ -1,6 +1,9 @@
+import contextlib
 import json
+import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -170,6 +173,32 @@ def test_what_is_said_of_weights_goes_with_them(finished):
     assert {p.name for p in aside.iterdir()} == {"finetuned.int8.onnx", "model_card.md"}
 
 
+def test_whenever_a_search_is_killed_at_a_new_winner_neither_is_lost(
+    finished, tmp_path, monkeypatch
+):
+    folder, first = finished
+    Run.open(folder).save_network("finetuned", first)
+    network = build_network("resnet20").eval()
+    groups = trace(network, (3, 32, 32))
+    widths, budget = np.maximum(groups.widths // 2, 1), Budget(groups, {"flops": 0.999})
+    kept = keep(rank(network, groups), widths)
+    second, x = prune(network, groups, widths), torch.randn(2, 3, 32, 32)
+    for step in range(5):
+        again = tmp_path / f"{step}"
+        shutil.copytree(folder, again)
+        run = Run.open(again)
+        run.journal.append(9, Outcome(tuple(widths.tolist()), 1, 1, 0.6, -0.4, 1.0))
+        with contextlib.suppress(Killed):
+            killed_at(step, monkeypatch, partial(run.write_best, budget, kept))
+            assert step > 1
+        run = Run.open(again)
+        if run.lags():  # as a search that goes on does
+            run.write_best(budget, kept)
+        run.save_network("pruned", second)
+        assert torch.equal(load_pruned(again)(x), second(x))
+        assert torch.equal(load_pruned(again / "earlier/7")(x), first(x))
+
+
 @pytest.mark.parametrize("episode", ["../../../thesis", "7", None, [1]])
 def test_what_is_put_aside_stays_in_the_run(finished, episode, tmp_path):
     folder, winner = finished
@@ -250,6 +279,63 @@ def test_what_is_overwritten_comes_back_unless_something_takes_its_place(tmp_pat
     assert Run.open(tmp_path).settings.seed == 1
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"notes.txt", "run.json", "journal.jsonl"}
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_at(step, monkeypatch, function):
+    """Call ``function``, and end it before the ``step``-th file is moved or removed."""
+    steps = iter(range(step))
+
+    def counted(original):
+        def call(*args):
+            if next(steps, None) is None:
+                raise Killed
+            return original(*args)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("move", "remove"):
+            patch.setattr(Storage, name, counted(getattr(Storage, name)))
+        function()
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*") if path.is_file()
+    }  # fmt: skip
+
+
+def test_whenever_an_overwriting_process_is_killed_the_run_is_whole(finished, monkeypatch):
+    folder, winner = finished
+    Run.open(folder).save_network("finetuned", winner)
+    for name in ("earlier/3/pruned.safetensors", "events/first"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(name)
+    before = files(folder)
+
+    def overwrite():
+        Run.create(folder, SearchSettings(seed=1), Source(), 10, overwrite=True)
+
+    def recover():
+        Run.recover(Storage(folder))
+
+    for step in range(10**3):
+        with contextlib.suppress(Killed):
+            killed_at(step, monkeypatch, overwrite)
+            assert Run.open(folder).settings.seed == 1
+            assert step > 15
+        for again in range(60):  # who brings it back is killed, too
+            with contextlib.suppress(Killed):
+                killed_at(again, monkeypatch, recover)
+        recover()
+        assert files(folder) == before, step
+        if step > 30:
+            break
 
 
 def test_a_run_that_came_to_nothing_is_in_nobody_s_way(tmp_path):

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from gnnrl_ray.display.report import search_figure
+from gnnrl_ray.errors import InputError
 from gnnrl_ray.run.directory import Run, rebuild
 from gnnrl_ray.scoring.outcome import Outcome
 from gnnrl_ray.tracing.groups import ChannelGroups
@@ -63,7 +64,15 @@ class Result:
         """Write the weights of :attr:`network` to ``path`` (.safetensors), whole.
 
         :func:`gnnrl_ray.load_pruned` builds the network from the run directory.
+
+        Raises:
+            InputError: ``path`` ends otherwise, and would be read as something else.
         """
+        if Path(path).suffix != ".safetensors":
+            raise InputError(
+                f"{path} has to end in .safetensors; for other formats there is "
+                f"`gnnrl-ray export {self.run.storage}`."
+            )
         save_weights(self.network, path)
 
     def plot(self) -> Figure:

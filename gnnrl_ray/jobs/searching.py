@@ -221,6 +221,7 @@ class Search:
             Run.open(storage)  # or there is nothing to lock
         with locked(storage):
             if resume:
+                Run.recover(storage)
                 run = Run.open(storage)
                 about = vars(source)
                 if source.network is None:  # who passes a network on need not say which

@@ -50,8 +50,8 @@ _OF_WINNER = {
 }.union(*_OF_WEIGHTS.values())  # fmt: skip
 # What else a run writes.
 _FILES = (
-    "run.json", "journal.jsonl", "best.json", "checkpoint.zip", "search.png", "events",
-    "agent.safetensors", "initial.safetensors", "latency.json", "actors.json", "earlier",
+    "journal.jsonl", "best.json", "checkpoint.zip", "search.png", "events", "earlier",
+    "agent.safetensors", "initial.safetensors", "latency.json", "actors.json",
 )  # fmt: skip
 _ASIDE, _EARLIER = "replaced", "earlier"
 _MEASURES, _EXPORTS, _LATENCY = "measures.json", "exports.json", "latency.json"
@@ -116,13 +116,12 @@ class Run:
             RunError: it exists and may not be overwritten, or is no run.
         """
         storage = Storage(where)
-        if not storage.exists("journal.jsonl") and storage.exists(f"{_ASIDE}/run.json"):
-            _bring_back(storage)  # who has moved it aside was killed
+        cls.recover(storage)
         cls.check_free(storage, overwrite)
         run_there = storage.exists("run.json")
         if run_there:
             storage.remove(_ASIDE)
-            for name in (*_FILES, *_OF_WINNER):
+            for name in (*_FILES, *_OF_WINNER, "run.json"):  # the last says: all of it
                 storage.move(name, f"{_ASIDE}/{name}")
         facts = {
             "settings": settings.to_dict(),
@@ -143,6 +142,15 @@ class Run:
         run.settings = settings  # those that are not kept, too
         run._replaces = run_there
         return run
+
+    @staticmethod
+    def recover(storage: Storage) -> None:
+        """Bring a run back that was moved aside, or in part, by who was killed then.
+
+        Only for who has the lock.
+        """
+        if not (storage.exists(f"{_ASIDE}/run.json") and storage.exists("journal.jsonl")):
+            _bring_back(storage)
 
     @classmethod
     def check_free(cls, where: Storage | Path | str, overwrite: bool = False) -> None:
@@ -533,10 +541,12 @@ class Run:
 
 
 def _bring_back(storage: Storage) -> None:
-    """Put the run that was moved aside in the place of what came to nothing."""
-    for name in (*_FILES, *_OF_WINNER):
-        storage.remove(name)
-    for name in Storage(storage.path(_ASIDE)).names():
+    """Put what was moved aside, if anything was, in the place of what came to nothing."""
+    if storage.exists(f"{_ASIDE}/run.json"):  # all of it was: what is here is of another
+        for name in (*_FILES, *_OF_WINNER, "run.json"):
+            storage.remove(name)
+    aside = Storage(storage.path(_ASIDE)).names()
+    for name in sorted(aside, key="run.json".__ne__):  # first, as not all is there then
         storage.move(f"{_ASIDE}/{name}", name)
     storage.remove(_ASIDE)
 
