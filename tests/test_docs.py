@@ -251,6 +251,21 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert len(names["found"].history) == 2
 
 
+@pytest.mark.slow
+def test_types_of_the_examples_are_right(tmp_path):
+    pytest.importorskip("pyright")
+    for page in ("README.md", "docs/own.md"):
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+        scripts = ["".join(blocks)] if page == "README.md" else blocks
+        for number, script in enumerate(scripts):
+            (tmp_path / f"{Path(page).stem}_{number}.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, str(tmp_path)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "0 errors, 0 warnings" in done.stdout, done.stdout
+
+
 EXTENDED = """
 import numpy as np
 import torch
