@@ -236,6 +236,59 @@ def test_hooks_that_change_something_leave_it_whole(rng):
     assert seen
 
 
+class Keeping(Body):
+    """Keeps something when it is run, as whoever looks at features wants it."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.keep, self.last, self.features, self.cache = keep, None, [], {"calls": 0}
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("average", torch.rand(12))
+
+    def body(self, x):
+        return self.keep(self, x)
+
+
+def averages(m, x):
+    m.average = 0.9 * m.average + 0.1 * x.detach().mean((0, 2, 3))
+    return x
+
+
+KEEPING = {
+    "attribute": lambda m, x: setattr(m, "last", x) or x,
+    "new attribute": lambda m, x: setattr(m, "newest", x.tanh()) or m.newest,
+    "attribute of a layer": lambda m, x: setattr(m.first, "output", x) or x,
+    "number": lambda m, x: setattr(m, "last", (m.last or 0) + 1) or x,
+    "list": lambda m, x: m.features.append(x) or m.features[-1],
+    "dictionary": lambda m, x: m.cache.update(x=x) or m.cache["x"],
+    "buffer, anew": lambda m, x: setattr(m, "seen", m.seen + 1) or x,
+    "buffer, in place": lambda m, x: m.seen.add_(1) is None or x,
+    "average": averages,
+    "asks what there is": lambda m, x: x.tensors if hasattr(x, "tensors") else x,
+    "has a default": lambda m, x: x * getattr(x, "scale", 2),
+}
+
+
+@pytest.mark.parametrize("kind", KEEPING)
+def test_what_code_keeps_is_taken_back(kind, rng):
+    network = shaken(Keeping(KEEPING[kind])).double()
+
+    def state():
+        own = [dict(vars(m)) for m in network.modules()]
+        buffers = [(id(b), b.tolist()) for b in network.buffers()]
+        return own, list(network.features), dict(network.cache), buffers
+
+    before = state()
+    groups = trace(network, SHAPE)
+    assert {"first", "second"} <= set(groups.names)
+    widths = random_widths(groups, rng)
+    removed = prune(network, groups, widths)
+    assert state() == before
+    network.last, x = None, torch.randn(2, *SHAPE, dtype=torch.double)
+    check_removed_equals_masked(network, SHAPE, groups, widths, x)
+    assert type(removed) is Keeping
+
+
 class Indices(Body):
     def body(self, x):
         return F.max_pool2d(x, 2, return_indices=True)[0]

@@ -1,5 +1,6 @@
 import gc
 import pickle
+import threading
 import weakref
 
 import numpy as np
@@ -18,6 +19,7 @@ from gnnrl_ray import (
     prune,
     trace,
 )
+from gnnrl_ray.errors import InputError
 from gnnrl_ray.pruning.budget import BudgetError
 from gnnrl_ray.pruning.importance import importances
 from gnnrl_ray.scoring.evaluation import EvaluationMode
@@ -38,6 +40,19 @@ def test_outcome_is_what_the_pruned_network_scores(network, groups, digits, cost
     assert outcome.macs == costs.macs(widths)
     assert outcome.params == sum(p.numel() for p in smaller.parameters())
     assert outcome.widths == tuple(widths)
+
+
+def test_what_cannot_be_copied_is_said(network, groups, digits):
+    network.lock = threading.Lock()
+    try:
+        for use in (lambda: make(network, groups, digits),
+                    lambda: prune(network, groups, groups.widths // 2)):  # fmt: skip
+            with pytest.raises(
+                InputError, match="cannot be copied .* such as files, locks"
+            ):
+                use()
+    finally:
+        del network.lock
 
 
 def test_recalibration_is_applied(network, groups, digits, rng):

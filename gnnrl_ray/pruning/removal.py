@@ -28,6 +28,7 @@ from gnnrl_ray.tracing.operations import (
 from gnnrl_ray.tracing.symbolic import (
     ShapeRun,
     TraceError,
+    copied,
     get_tensor,
     symbolic,
     unwrapped,
@@ -139,7 +140,7 @@ def deliver(
     kept = tuple(kept)
     flags, graph = flags_of(groups, kept), groups.graph_of(network)
     parts = _parts(graph, groups, flags)
-    result, smaller = copy.deepcopy((graph, unwrapped(network)), parts)
+    result, smaller = copied((graph, unwrapped(network)), parts)
     _rewrite(result, groups, flags)
     for op in groups.operations:
         if op.module is not None and op.kind not in ("select", "reshape"):

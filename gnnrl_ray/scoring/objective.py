@@ -3,7 +3,6 @@
 Axis letter: G prunable groups.
 """
 
-import copy
 import gc
 import time
 import warnings
@@ -36,6 +35,7 @@ from gnnrl_ray.scoring.padding import padded
 from gnnrl_ray.scoring.training import recalibrate, steps_per_epoch, train
 from gnnrl_ray.settings import SearchSettings, parse_finetune
 from gnnrl_ray.tracing.groups import ChannelGroups
+from gnnrl_ray.tracing.symbolic import copied
 
 _EPISODE_LR = 0.01
 _TAYLOR_BATCH = 256
@@ -89,7 +89,7 @@ class Objective:
         task: OwnTask | None = None,
     ) -> None:
         # A copy: it moves between devices, and the caller's network stays where it is.
-        self.network, graph = copy.deepcopy((network, groups.graph_of(network)))
+        self.network, graph = copied((network, groups.graph_of(network)))
         self.network.eval()
         graph.eval()
         self.groups = replace(groups, _graph=graph)

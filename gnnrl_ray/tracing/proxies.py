@@ -31,6 +31,9 @@ class _Knowing:
     __class__ = property(lambda self: type(self.value))
 
     def __getattr__(self, name: str) -> "AttributeProxy":
+        # Or ``hasattr`` would find whatever code asks for, as for a tensor of its own kind.
+        if name == "value" or not hasattr(self.value, name):
+            raise AttributeError(f"{type(self.value).__name__} has no attribute {name!r}")
         return AttributeProxy(self, name)
 
     def __bool__(self) -> bool:

@@ -7,6 +7,7 @@ import threading
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,6 +27,8 @@ from gnnrl_ray.tracing.proxies import (
     tensors_in,
     values_of,
 )
+
+_Networks = TypeVar("_Networks", bound=nn.Module | tuple[nn.Module, ...])
 
 IMAGES = 2  # to trace with: of one alone, ``squeeze`` would take the batch's axis, too
 
@@ -73,9 +76,11 @@ class _Tracer(fx.Tracer):
             with torch.no_grad(), functions_followed(root):
                 return super().trace(root, concrete_args)
         finally:
-            # fx leaves constants on the network that it traces.
+            # fx leaves constants on the network that it traces; code may leave proxies.
             for name in set(vars(root)) - before:
-                self.constants[name] = vars(root).pop(name)
+                value = vars(root).pop(name)
+                if not is_proxy(value):
+                    self.constants[name] = value
 
     def create_args_for_root(self, root_fn, is_module, concrete_args=None):
         # Parameters that get no image have their defaults, or are missed when it is run.
@@ -183,14 +188,58 @@ class _Tracer(fx.Tracer):
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put all of ``network`` into evaluation mode, and each module back afterwards."""
-    modes = [(module, module.training) for module in network.modules()]
+    """Put all of ``network`` into evaluation mode, and leave it as it was.
+
+    What its code keeps when it is run, such as features, counts and averages, is taken
+    back: attributes, what is in lists and dictionaries of its own, and buffers.
+    """
+    own = [vars(module) for module in network.modules()]
+    inside = [v for each in own for v in each.values() if isinstance(v, list | dict)]
+    kept = [(now, copy.copy(now)) for now in (*own, *inside)]
+    buffers = [
+        (b, b._version, b.clone()) for b in network.buffers() if not b.is_inference()
+    ]
     network.eval()
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for now, before in kept:
+            _put_back(now, before)
+        for buffer, version, before in buffers:
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(before)
+
+
+def _put_back(now: list | dict, before: list | dict) -> None:
+    if isinstance(now, list):
+        if list(map(id, now)) != list(map(id, before)):
+            now[:] = before
+        return
+    for key in now.keys() - before.keys():
+        del now[key]
+    for key, value in before.items():
+        if now.get(key, now) is not value:
+            now[key] = value
+
+
+def copied(networks: _Networks, memo: dict | None = None) -> _Networks:
+    """Return a deep copy of networks, which may share tensors.
+
+    Args:
+        networks: one, or several in a tuple.
+        memo: of ``copy.deepcopy``: copies that there are, by the ``id`` of their originals.
+
+    Raises:
+        InputError: something in it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(networks, memo)
+    except Exception as error:  # whatever that of the user's own says, who is asked
+        raise InputError(
+            f"the network cannot be copied ({type(error).__name__}: {error}); leave out "
+            "what is open or under way, such as files, locks and generators."
+        ) from error
 
 
 @taking_turns
