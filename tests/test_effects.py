@@ -9,6 +9,7 @@ from helpers.networks import count_macs, shaken
 from helpers.widths import random_widths
 from test_properties import check_costs, check_removed_equals_masked
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from gnnrl_ray import Costs, prune, trace
 from gnnrl_ray.tracing.symbolic import TraceError
@@ -271,22 +272,45 @@ KEEPING = {
 
 @pytest.mark.parametrize("kind", KEEPING)
 def test_what_code_keeps_is_taken_back(kind, rng):
-    network = shaken(Keeping(KEEPING[kind])).double()
+    network, x = shaken(Keeping(KEEPING[kind])).double(), torch.randn(2, *SHAPE).double()
 
     def state():
-        own = [dict(vars(m)) for m in network.modules()]
+        own = [vars(m) for m in network.modules()] + [network.cache]
+        own = [{name: id(value) for name, value in each.items()} for each in own]
         buffers = [(id(b), b.tolist()) for b in network.buffers()]
-        return own, list(network.features), dict(network.cache), buffers
+        return own, list(map(id, network.features)), buffers
 
+    network(x)  # with gradients, which what is kept of it has, too
     before = state()
     groups = trace(network, SHAPE)
     assert {"first", "second"} <= set(groups.names)
     widths = random_widths(groups, rng)
     removed = prune(network, groups, widths)
     assert state() == before
-    network.last, x = None, torch.randn(2, *SHAPE, dtype=torch.double)
     check_removed_equals_masked(network, SHAPE, groups, widths, x)
     assert type(removed) is Keeping
+
+
+IDIOMS = {
+    "checkpoint": lambda m, x: checkpoint(
+        lambda y: m.same(y).relu(), x, use_reentrant=True
+    ),
+    "new checkpoint": lambda m, x: checkpoint(m.same, x, use_reentrant=False),
+    "data": lambda m, x: m.same(x.data) + x.detach(),
+    "matrices turned": lambda m, x: m.same(x.mT).mT,
+    "vectors turned": lambda m, x: x + m.project(x.mean((2, 3))).T.t()[:, :, None, None],
+    "filled later": lambda m, x: torch.empty_like(x).copy_(m.same(x)),
+}
+
+
+@pytest.mark.parametrize("kind", IDIOMS)
+def test_what_old_code_does_is_followed(kind, rng):
+    network = shaken(Counting(IDIOMS[kind])).double()
+    groups = trace(network, SHAPE)
+    assert {"first", "second"} <= set(groups.names)
+    x, widths = torch.randn(2, *SHAPE, dtype=torch.double), random_widths(groups, rng)
+    removed = check_removed_equals_masked(network, SHAPE, groups, widths, x)
+    assert count_macs(removed, SHAPE) == Costs(groups).macs(widths)
 
 
 class Indices(Body):

@@ -48,7 +48,7 @@ def test_what_cannot_be_copied_is_said(network, groups, digits):
         for use in (lambda: make(network, groups, digits),
                     lambda: prune(network, groups, groups.widths // 2)):  # fmt: skip
             with pytest.raises(
-                InputError, match="cannot be copied .* such as files, locks"
+                InputError, match=r"cannot be copied .* such as files, locks"
             ):
                 use()
     finally:

@@ -1,6 +1,5 @@
 """The winner of a run, trained on to what it can be."""
 
-import copy
 import json
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from gnnrl_ray.run.lock import locked
 from gnnrl_ray.scoring.padding import padded
 from gnnrl_ray.scoring.training import Training, steps_per_epoch
 from gnnrl_ray.tracing.groups import ChannelGroups
+from gnnrl_ray.tracing.symbolic import copied
 from gnnrl_ray.zoo.weights import read_facts, read_weights
 
 STATE = "finetuning.safetensors"  # all that it takes to go on
@@ -66,7 +66,7 @@ def finetune(
     kept = kept_in(run.storage, groups)
     steps = recipe.epochs * steps_per_epoch(data.train, recipe.batch_size)
     device = next(network.parameters()).device
-    teacher = copy.deepcopy(dense).to(device) if recipe.distill else None
+    teacher = copied(dense).to(device) if recipe.distill else None
     if recipe.only_pruned:
         _freeze(network, dense)
     training = None

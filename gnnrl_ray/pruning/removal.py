@@ -3,7 +3,6 @@
 Axis letters: G prunable groups, C channels of one group.
 """
 
-import copy
 import operator
 from collections.abc import Callable, Iterable
 
@@ -114,7 +113,7 @@ def remove(
     dict has the dense network's keys, and ``taken_NAME`` where channels are selected.
     """
     flags, graph = flags_of(groups, kept), groups.graph_of(network)
-    result = copy.deepcopy(graph, _parts(graph, groups, flags))
+    result = copied(graph, _parts(graph, groups, flags))
     _rewrite(result, groups, flags)
     return result
 
@@ -203,7 +202,7 @@ def standing_alone(network: nn.Module, input_shape: InputShape) -> fx.GraphModul
         TraceError: it cannot be followed.
     """
     expected = Reference.of(network, input_shape)
-    graph = _without_us(copy.deepcopy(symbolic(network, input_shape)), input_shape)
+    graph = _without_us(copied(symbolic(network, input_shape)), input_shape)
     graph.meta.clear()
     for node in graph.graph.nodes:
         node.meta.clear()
@@ -370,7 +369,7 @@ def silence(
 ) -> fx.GraphModule:
     """Return a copy of ``network`` in which only ``kept`` channels are read."""
     flags = flags_of(groups, kept)
-    graph = copy.deepcopy(groups.graph_of(network))
+    graph = copied(groups.graph_of(network))
     readers = [op for op in groups.operations if op.weight is not None or op.padded]
     for op, mask in insert_masks(graph, readers):
         mask.copy_(torch.from_numpy(flags[op.inputs]).view(mask.shape))

@@ -7,7 +7,6 @@ same work on the same memory.
 Axis letters: N images, K classes.
 """
 
-import copy
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -24,7 +23,7 @@ from gnnrl_ray.scoring.layout import channels_last
 from gnnrl_ray.scoring.training import calibration_batches, recalibrate_on
 from gnnrl_ray.tracing.groups import ChannelGroups
 from gnnrl_ray.tracing.operations import Operation
-from gnnrl_ray.tracing.symbolic import get_tensor
+from gnnrl_ray.tracing.symbolic import copied, get_tensor
 
 # Images that are scored again in wide numbers. A graph cannot ask how many are worth it;
 # of 413 changes to 14 candidates of 5,000 images, 5 were further down.
@@ -46,7 +45,7 @@ class MaskedNetwork:
     """
 
     def __init__(self, network: nn.Module, groups: ChannelGroups) -> None:
-        self.graph = channels_last(copy.deepcopy(groups.graph_of(network)))
+        self.graph = channels_last(copied(groups.graph_of(network)))
         self._groups = groups
         some = next(self.graph.parameters())
         # What everything else follows from, so that a graph of kernels has one input.

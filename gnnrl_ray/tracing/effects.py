@@ -128,6 +128,12 @@ def _skip(flow: Labels, node: fx.Node) -> None:
     flow.streams[node] = flow.streams[node.all_input_nodes[0]]
 
 
+def _attribute(flow: Labels, node: fx.Node) -> None:
+    """The tensor itself, or the same with axes in another order; nothing else is known."""
+    rules = {"data": _skip, "T": _rearrange, "mT": _rearrange}
+    rules.get(node.args[1], _unknown)(flow, node)
+
+
 def _hooked(flow: Labels, node: fx.Node) -> None:
     raise flow.whole("a hook changes what it reads or returns")
 
@@ -554,6 +560,7 @@ _TABLES: dict[Callable[[Labels, fx.Node], None], set] = {
     ),
     _prelu: {nn.PReLU, F.prelu, torch.prelu},
     _gated: {nn.GLU, F.glu},
+    _attribute: {getattr},
     _softmax: {nn.Softmax, nn.LogSoftmax, nn.Softmin, *called("softmax", "log_softmax")},
     _pool: layers(
         "MaxPool", "AvgPool", "LPPool", "Upsample", "UpsamplingNearest",

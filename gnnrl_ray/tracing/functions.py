@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
+from torch.utils.checkpoint import CheckpointFunction
 
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.tracing.proxies import is_proxy, tensors_in, values_of
@@ -30,7 +31,7 @@ def functions_followed(network: nn.Module) -> Iterator[None]:
     def apply(cls: type[Function], *args: object, **kwargs: object) -> object:
         if not any(map(is_proxy, args)):
             return original.__get__(None, cls)(*args, **kwargs)
-        if not _derives(cls, values_of(args)):
+        if cls is not CheckpointFunction and not _derives(cls, values_of(args)):
             raise InputError(f"the gradient of {cls.__name__} is not that of its forward")
         return _forward(cls, args)
 

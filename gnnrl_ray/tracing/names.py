@@ -17,13 +17,13 @@ UNARY = (
     "expm1", "log", "log1p", "log2", "sqrt", "rsqrt", "reciprocal", "abs", "sign", "clamp",
     "clamp_min", "clamp_max", "clip", "square", "neg", "sin", "cos", "tan", "atan", "erf",
     "floor", "ceil", "round", "trunc", "nan_to_num", "masked_fill", "logical_not",
-    "zeros_like", "ones_like", "full_like", "isnan", "isinf", "isfinite",
+    "zeros_like", "ones_like", "full_like", "empty_like", "isnan", "isinf", "isfinite",
 )  # fmt: skip
 # One number of several, at the same place.
 COMBINING = (
     "add", "sub", "rsub", "maximum", "minimum", "where", "addcmul", "addcdiv", "lerp", "gt",
     "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "atan2", "hypot", "fmod",
-    "remainder", "heaviside", "copysign",
+    "remainder", "heaviside", "copysign", "copy",
 )  # fmt: skip
 SCALING = ("mul", "multiply", "div", "divide", "true_divide", "floor_divide", "pow")
 # What moves positions about.

@@ -32,6 +32,10 @@ _Networks = TypeVar("_Networks", bound=nn.Module | tuple[nn.Module, ...])
 
 IMAGES = 2  # to trace with: of one alone, ``squeeze`` would take the batch's axis, too
 
+# What every module has of torch's; the others it has are as its code leaves them.
+_HOOKS = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_modules"}
+_LEAVES = _HOOKS | {"_parameters", "_modules"}  # no tensor of these is calculated
+
 # What makes numbers of tensors; those then depend on the image.
 _READS = ("item", "tolist", "__bool__", "__int__", "__float__")
 
@@ -194,7 +198,10 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     back: attributes, what is in lists and dictionaries of its own, and buffers.
     """
     own = [vars(module) for module in network.modules()]
-    inside = [v for each in own for v in each.values() if isinstance(v, list | dict)]
+    inside = [
+        value for each in own for name, value in each.items()
+        if isinstance(value, list | dict) and name not in _HOOKS
+    ]  # fmt: skip
     kept = [(now, copy.copy(now)) for now in (*own, *inside)]
     buffers = [
         (b, b._version, b.clone()) for b in network.buffers() if not b.is_inference()
@@ -226,6 +233,8 @@ def _put_back(now: list | dict, before: list | dict) -> None:
 def copied(networks: _Networks, memo: dict | None = None) -> _Networks:
     """Return a deep copy of networks, which may share tensors.
 
+    What one keeps of its last run, such as features, is copied without its gradients.
+
     Args:
         networks: one, or several in a tuple.
         memo: of ``copy.deepcopy``: copies that there are, by the ``id`` of their originals.
@@ -233,6 +242,13 @@ def copied(networks: _Networks, memo: dict | None = None) -> _Networks:
     Raises:
         InputError: something in it cannot be copied.
     """
+    memo = {} if memo is None else memo
+    for network in networks if isinstance(networks, tuple) else (networks,):
+        for module in network.modules():
+            own = [v for k, v in vars(module).items() if k not in _LEAVES]
+            for tensor in tensors_in(own):
+                if tensor.grad_fn is not None:
+                    memo[id(tensor)] = tensor.detach()
     try:
         return copy.deepcopy(networks, memo)
     except Exception as error:  # whatever that of the user's own says, who is asked
@@ -384,7 +400,7 @@ def _follow_mode(
     trained = _Tracer((*closed, *unchanging), tracer._images)
     try:
         with torch.random.fork_rng(devices=[]):
-            other = trained.trace(copy.deepcopy(network).train())
+            other = trained.trace(copied(network).train())
     except Exception:
         return  # what it does in training cannot be followed
     mode = None
