@@ -35,6 +35,7 @@ from benchmarks.measuring import Row, load, macs_per_second, mean, row, seconds
 from benchmarks.run import machine
 from gnnrl_ray import Budget, Objective, accuracy, load_data, prune, search, trace
 from gnnrl_ray.data import Data
+from gnnrl_ray.jobs.comparing import Comparison, compare
 from gnnrl_ray.pruning.importance import rank
 from gnnrl_ray.pruning.removal import keep, remove
 from gnnrl_ray.scoring.evaluation import Evaluator
@@ -72,11 +73,14 @@ class Size:
     deep: str = "resnet110"
     deep_epochs: int = 160
     distill: float = 0.0
+    compared: tuple[str, ...] = ("resnet56", "resnet20", "resnet44", "resnet32")
+    methods: tuple[str, ...] = ()  # of those in the files; default: all
+    at_once: int = 6
 
 
 TINY = Size(
     ("resnet20",), "digits", 4, 1, 2, ("resnet20-inside", "resnet20-gnn-rl") * 2, (1, 2),
-    (1,), 1, "resnet20", 1,
+    (1,), 1, "resnet20", 1, 0.0, ("resnet20",), ("random", "uniform"), 2,
 )  # fmt: skip
 
 
@@ -109,6 +113,8 @@ class Bench:
         for winner in dict.fromkeys(size.winners):
             yield f"winner-{winner}", partial(self.winning, winner)
         yield "finetune", self.finetuning
+        for network in size.compared:
+            yield f"methods-{network}", partial(self.comparing, network)
         yield f"train-{size.deep}", partial(self.train_deep, size.deep)
         yield f"search-{size.deep}", partial(self.searching, size.deep)
 
@@ -353,6 +359,27 @@ class Bench:
         )  # fmt: skip
         hourly = 3600 * (len(ends) - count - 1) / (ends[-1] - ends[count])
         return row(f"episodes of one epoch, {count} actors", name, [hourly], "per hour")
+
+    def comparing(self, name: str) -> dict:
+        """The searches of ``methods_NAME.toml`` that have no row yet, beside each other.
+
+        Rows are in ``DIR/methods_NAME/rows``; a call that is cut short has those that were
+        done, and the next one goes on.
+        """
+        here, out = Path(__file__).parent, self.out / f"methods_{name}"
+        rows, size = here / "results" / out.name / "rows", self.size
+        if rows.is_dir() and not size.methods:
+            shutil.copytree(rows, out / "rows", dirs_exist_ok=True)
+        file = Comparison.read(here / f"{out.name}.toml")
+        comparison = replace(
+            file, methods=list(size.methods or file.methods),
+            search=file.search | {"dataset": size.dataset, "episodes": size.episodes,
+                                  "device": self.device.type},
+        )  # fmt: skip
+        share = 1 / size.at_once if self.device.type == "cuda" else 0
+        table = compare(comparison, str(out), at_once=size.at_once, gpus=share)
+        failed = [] if "error" not in table else table["error"].dropna().tolist()
+        return {"rows": len(table), "failed": failed}
 
     def train_deep(self, name: str) -> dict:
         """Train a network whose weights cannot be fetched here."""

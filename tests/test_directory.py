@@ -199,6 +199,27 @@ def test_whenever_a_search_is_killed_at_a_new_winner_neither_is_lost(
         assert torch.equal(load_pruned(again / "earlier/7")(x), first(x))
 
 
+@pytest.mark.parametrize("content", ["", "[]", "3", '{"pruned": 3}', "{" * 10**5])
+def test_damaged_files_beside_it_do_not_keep_a_network_from_being_saved(finished, content):
+    folder, winner = finished
+    for name in ("measures.json", "exports.json"):
+        (folder / name).write_text(content)
+    with torch.no_grad():
+        winner.linear.bias += 1
+    Run.open(folder).save_network("pruned", winner)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_pruned(folder)(x), winner(x))
+
+
+@pytest.mark.parametrize("weights", ["", "/", "a/", "x" * 5000, "\0", "run.json/", ".."])
+def test_weights_that_are_nowhere_do_not_keep_a_run_from_being_opened(finished, weights):
+    folder, _ = finished
+    facts = json.loads((folder / "run.json").read_text())
+    facts["source"]["weights"] = weights
+    (folder / "run.json").write_text(json.dumps(facts))
+    Run.open(folder)
+
+
 @pytest.mark.parametrize("episode", ["../../../thesis", "7", None, [1]])
 def test_what_is_put_aside_stays_in_the_run(finished, episode, tmp_path):
     folder, winner = finished

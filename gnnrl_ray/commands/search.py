@@ -130,9 +130,10 @@ def search_command(
                 resume=again,
             )  # fmt: skip
         elif asked:
+            words = ["gnnrl-ray", "finetune", folder, "--overwrite"]
             warnings.warn(
                 "the winner has been fine-tuned already, and stays as it is; to train it "
-                f"anew: {shlex.join(('gnnrl-ray', 'finetune', folder, '--overwrite'))}",
+                f"anew: {shlex.join(words + ['--trust'] * run.asks_trust)}",
                 Notice,
                 stacklevel=2,
             )

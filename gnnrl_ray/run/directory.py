@@ -529,15 +529,15 @@ class Run:
         file, content = f"{name}.safetensors", packed(network)
         if self.storage.exists(file) and self.storage.read(file) != content:
             self._put_aside(_OF_WEIGHTS[name] | {"model_card.md"})
-            self._keep_of(_MEASURES, lambda row, _: row != name)
-            self._keep_of(_EXPORTS, lambda _, about: about["weights"] != name)
+            self._forget(_MEASURES, lambda row, _: row == name)
+            self._forget(_EXPORTS, lambda _, about: about.get("weights") == name)
         self.storage.write(file, content)
 
-    def _keep_of(self, file: str, holds: Callable[[str, dict], bool]) -> None:
-        """Leave in a file, if it is there, what still holds."""
-        if self.storage.exists(file):
+    def _forget(self, file: str, outdated: Callable[[str, dict], bool]) -> None:
+        """Take out of a file what is outdated, if it is there and whole."""
+        with contextlib.suppress(RunError, AttributeError):
             said = _read_json(self.storage, file)
-            self.write_json(file, {k: v for k, v in said.items() if holds(k, v)})
+            self.write_json(file, {k: v for k, v in said.items() if not outdated(k, v)})
 
 
 def _bring_back(storage: Storage) -> None:
@@ -553,11 +553,10 @@ def _bring_back(storage: Storage) -> None:
 
 def _found(source: Source, storage: Storage) -> Source:
     """Return ``source`` with weights of a run that was moved, if it has them with it."""
-    path = source.weights
-    if path is not None and not Path(path).exists() and "://" not in path:
-        name = Path(path).name
-        if storage.exists(name):
-            return replace(source, weights=storage.path(name))
+    path = source.weights or ""
+    name = "" if os.path.exists(path) else path.rpartition("/")[2]
+    if name and "://" not in path and storage.exists(name):
+        return replace(source, weights=storage.path(name))
     return source
 
 
