@@ -335,6 +335,7 @@ def test_the_greedy_action_is_the_actors(build, groups):
             assert np.array_equal(found, algorithm.act(observation[0].numpy()))
 
 
+@pytest.mark.slow
 def test_tune_runs_it_by_name_on_any_box_task(tmp_path):
     """As RLlib's own: the default configuration, nothing but an environment added."""
     tuner = tune.Tuner(

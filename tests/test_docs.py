@@ -219,23 +219,32 @@ def test_files_that_are_named_exist():
             assert made_up or any(path.exists() for path in there), name
 
 
-def test_the_scripts_for_data_of_ones_own_run(tmp_path, monkeypatch, capsys):
+def scripts(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def test_the_script_for_data_of_ones_own_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs/own.md").read_text()
-    own, part = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    exec(compile(own, "own.md", "exec"), {"__name__": "__main__"})
+    script, _ = scripts("docs/own.md")
+    exec(compile(script, "own.md", "exec"), {"__name__": "__main__"})
     assert "closeness" in capsys.readouterr().out
+    assert {"smaller.safetensors", "search.svg"} <= {p.name for p in tmp_path.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_part_of_a_network_is_searched_within_the_rest(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _, script = scripts("docs/own.md")
     torch.manual_seed(0)  # of the detector's weights: some find nothing
-    exec(compile(part, "own.md", "exec"), {"__name__": "__main__"})
+    exec(compile(script, "own.md", "exec"), {"__name__": "__main__"})
     said, again = map(float, capsys.readouterr().out.split())
     assert said == again > 0
-    assert {"smaller.safetensors", "search.svg"} <= {p.name for p in tmp_path.iterdir()}
 
 
 @pytest.mark.usefixtures("ray_session", "weights", "few_digits")
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = scripts("README.md")
     script = "".join(blocks)
     assert len(blocks[0].splitlines()) <= 10
     smaller = {"cifar10": "digits", "180": '2, finetune="none"', "steps=2000": "steps=2"}
@@ -255,9 +264,9 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 def test_types_of_the_examples_are_right(tmp_path):
     pytest.importorskip("pyright")
     for page in ("README.md", "docs/own.md"):
-        blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-        scripts = ["".join(blocks)] if page == "README.md" else blocks
-        for number, script in enumerate(scripts):
+        blocks = scripts(page)
+        parts = ["".join(blocks)] if page == "README.md" else blocks
+        for number, script in enumerate(parts):
             (tmp_path / f"{Path(page).stem}_{number}.py").write_text(script)
     done = subprocess.run(
         [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, str(tmp_path)],

@@ -68,8 +68,9 @@ def test_weights_of_images_are_laid_out_and_no_others():
 
 @pytest.mark.parametrize(
     ("method", "finetune"),
-    [("random", "none"), ("random", "recalibrate"), ("random", 2), ("gnn-rl", 2)],
-)
+    [("random", "none"), ("random", "recalibrate"), ("random", 2),
+     pytest.param("gnn-rl", 2, marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_they_are_searched(viewing, digits, tmp_path, method, finetune):
     agent = {"warmup_episodes": 1, "updates_per_step": 2} if method == "gnn-rl" else {}
     found = search(

@@ -95,6 +95,7 @@ def test_the_page_has_every_run_and_fetches_nothing(runs, tmp_path, capsys):
         ElementTree.parse(tmp_path / f"report/{name}.svg")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_a_browser_without_a_network_shows_the_page(runs, tmp_path):
     report_command([str(runs)], tmp_path / "report")

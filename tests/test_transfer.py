@@ -48,6 +48,7 @@ def test_a_search_starts_from_that_of_another_network(run, network, digits, tmp_
             assert torch.equal(before[name], after[name]), name
 
 
+@pytest.mark.slow
 def test_critics_stay_near_what_they_began_with(
     run, network, digits, tmp_path, monkeypatch
 ):
