@@ -376,6 +376,7 @@ class Bench:
             search=file.search | {"dataset": size.dataset, "episodes": size.episodes,
                                   "device": self.device.type},
         )  # fmt: skip
+        self.network(name)  # its weights are made once, and not by every search
         share = 1 / size.at_once if self.device.type == "cuda" else 0
         table = compare(comparison, str(out), at_once=size.at_once, gpus=share)
         failed = [] if "error" not in table else table["error"].dropna().tolist()

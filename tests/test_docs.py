@@ -75,7 +75,7 @@ INSTEAD = {
     "cifar10": "digits", "cifar100": "digits",
     "BUDGET": "0.5", "SEED": "0", "METHOD": "random", "NAME": "mobilenet_v2", "N": "1",
 }  # fmt: skip
-LONG = ("budgets", "methods", "reproduce", "results", "sweeps")
+LONG = ("README", "budgets", "methods", "reproduce", "results", "sweeps")  # minutes each
 # Of options that are given twice, the last counts.
 SMALLER = {
     "search": "--episodes 2 --finetune none --precision plain --epochs 0",
