@@ -540,3 +540,9 @@ def unknown_setting(name: str, known: Iterable[str]) -> InputError:
 
 
 Progress = Callable[[int, Any], None]
+
+
+def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``settings`` by name without those that say where something is done."""
+    where = {*SearchSettings.panels["Cluster"], "data_dir"}
+    return {name: value for name, value in settings.items() if name not in where}

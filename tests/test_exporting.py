@@ -9,8 +9,9 @@ from helpers.networks import Gated, Pyramid
 from torch import nn
 
 from gnnrl_ray import Data, prune, trace
-from gnnrl_ray.jobs.exporting import ExportError, export
+from gnnrl_ray.jobs.exporting import ENDS, ExportError, export
 from gnnrl_ray.pruning.removal import standing_alone
+from gnnrl_ray.run import directory
 
 
 def halved(network, shape):
@@ -148,6 +149,8 @@ def test_export_command(tmp_path, monkeypatch, capsys):
     code, out, err = command("export", run, "--format", "torch", "--json")
     assert code == 0, err
     assert json.loads(out)["path"] == f"{run}/pruned.pt"
+    every = {f"pruned{end}" for end in (*ENDS.values(), f".int8{ENDS['onnx']}")}
+    assert every == directory._OF_WEIGHTS["pruned"]  # put aside where the winner changes
     assert command("export", run, "--format", "pt2")[0] == 0
     card = (tmp_path / "run/model_card.md").read_text()
     for said in (

@@ -134,5 +134,5 @@ def test_searches_of_threads_take_turns(tmp_path, network, digits, monkeypatch):
         ).best  # fmt: skip
 
     with pytest.warns(Notice, match="search of another thread"):
-        found = in_threads(search, 3)
+        found = [*in_threads(search, 3), search(3)]  # the last one alone
     assert len({(best.widths, best.accuracy) for best in found}) == 1

@@ -46,14 +46,13 @@ def export_command(
 
     The file is loaded and asked about all validation images beside the network itself.
     """
-    if int8 and kind != "onnx":
-        raise InputError(f"--int8 is of --format onnx, not of {kind}.")
-
     from gnnrl_ray.commands.networks import networks_of, of_run
     from gnnrl_ray.display.card import model_card
-    from gnnrl_ray.jobs.exporting import ENDS, export
+    from gnnrl_ray.jobs.exporting import ENDS, check_int8, export
     from gnnrl_ray.run.directory import Run
 
+    if int8:
+        check_int8(kind)
     opened = Run.open(run)
     network, data, costs = of_run(opened, {"data_dir": data_dir}, trust)
     there = networks_of(opened, network, costs)

@@ -166,15 +166,15 @@ def _kept(
     whenever they were copied, is written down beside it.
     """
     made_of = hashlib.sha256(json.dumps([*shape, side]).encode())
-    for name in files:
-        about = os.stat(name)
-        told = [os.path.relpath(name, path), about.st_size, about.st_mtime_ns]
+    names = [os.path.relpath(file, path) for file in files]
+    for name, file in zip(names, files, strict=True):
+        about = os.stat(file)
+        told = [name, about.st_size, about.st_mtime_ns]
         made_of.update(json.dumps(told).encode())
     called = f"{path.resolve().name}-{made_of.hexdigest()[:16]}"
     where, beside = (home() / "images" / f"{called}.{end}" for end in ("uint8", "sha256"))
     sized = (len(files), *shape, 3)
     if not (where.is_file() and beside.is_file()):
-        names = [os.path.relpath(name, path) for name in files]
         digest = hashlib.sha256(json.dumps([*shape, side, names]).encode())
         try:
             _decode_all(files, where, side, digest)

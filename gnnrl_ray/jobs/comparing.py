@@ -22,7 +22,14 @@ from gnnrl_ray.pruning.costs import Costs
 from gnnrl_ray.run.directory import Run, rebuild
 from gnnrl_ray.scoring.measures import measure
 from gnnrl_ray.scoring.training import steps_per_epoch
-from gnnrl_ray.settings import BUDGETS, SearchSettings, file_name, setting, unknown_setting
+from gnnrl_ray.settings import (
+    BUDGETS,
+    SearchSettings,
+    decisive,
+    file_name,
+    setting,
+    unknown_setting,
+)
 from gnnrl_ray.source import Source
 from gnnrl_ray.storage import Storage
 
@@ -186,11 +193,9 @@ class Comparison:
 
     def about(self, cell: Cell) -> dict[str, dict]:
         """Return all that decides what is in the row of a cell, as JSON has it."""
-        search, source = self.settings(cell).to_dict(), self.source(cell).to_dict()
-        where = {*SearchSettings.panels["Cluster"], "data_dir"}
         about = {
-            "search": {k: v for k, v in search.items() if k not in where},
-            "source": {k: v for k, v in source.items() if k not in where},
+            "search": decisive(self.settings(cell).to_dict()),
+            "source": decisive(self.source(cell).to_dict()),
             "finetune": self.tuning.to_dict(),
         }
         return json.loads(json.dumps(about))

@@ -82,8 +82,8 @@ def export(
         raise InputError(
             f"{path} ends in none of .onnx, .pt2, .pt; say --format {' or '.join(FORMATS)}."
         )
-    if calibration is not None and kind != "onnx":
-        raise InputError(f"--int8 is of --format onnx, not of {kind}.")
+    if calibration is not None:
+        check_int8(kind)
     network = network.eval()
     first = next(split.batches(2))[0]
     shapes = shapes_of(split.input_shape)
@@ -113,6 +113,12 @@ def export(
     storage, name = storage_of(path)
     storage.write(name, content)
     return found
+
+
+def check_int8(kind: str) -> None:
+    """Raise an ``InputError`` if a format has no 8-bit whole numbers."""
+    if kind != "onnx":
+        raise InputError(f"--int8 is of --format onnx, not of {kind}.")
 
 
 def _compared(

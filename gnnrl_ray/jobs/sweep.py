@@ -29,7 +29,7 @@ from gnnrl_ray.jobs.searching import search
 from gnnrl_ray.methods import method_of
 from gnnrl_ray.pruning.budget import Budget
 from gnnrl_ray.scoring.outcome import Outcome
-from gnnrl_ray.settings import SearchSettings, unknown_setting
+from gnnrl_ray.settings import SearchSettings, decisive, unknown_setting
 from gnnrl_ray.source import Source
 from gnnrl_ray.storage import Storage
 from gnnrl_ray.tracing.groups import trace
@@ -173,10 +173,9 @@ class Sweep:
 
     def about(self) -> dict[str, Any]:
         """Return all that decides what is tried, by name, as JSON has it."""
-        where = {*SearchSettings.panels["Cluster"], "data_dir"}
         about = {"samples": self.samples, "asha": self.asha}
         about |= {f"[space] {name}": _said(given) for name, given in self.space.items()}
-        about |= {f"[search] {k}": v for k, v in self.search.items() if k not in where}
+        about |= {f"[search] {name}": v for name, v in decisive(self.search).items()}
         return json.loads(json.dumps(about, default=str))
 
     @property

@@ -13,7 +13,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -374,21 +374,20 @@ class Run:
 
     def _make_room(self, widths: Mapping[str, int]) -> None:
         """Put aside all that is there of a winner of other widths, as a whole."""
-        made, before = _OF_WINNER & self.storage.names(), self._written
-        if made and before.get("groups") != widths:
-            if before:
-                _write_json(self.storage, f"{self._earlier}/best.json", before)
-            self._put_aside(made)
+        if not _OF_WINNER & self.storage.names():
+            return
+        before = self._written
+        if before.get("groups") != widths:
+            self._put_aside(_OF_WINNER, before)
 
-    def _put_aside(self, names: Iterable[str]) -> None:
-        for name in names:
-            self.storage.move(name, f"{self._earlier}/{name}")
-
-    @property
-    def _earlier(self) -> str:
-        """Where to put aside what is of the winner that ``best.json`` is of."""
-        episode = self._written.get("episode")
-        return f"{_EARLIER}/{episode if isinstance(episode, int) else 'unknown'}"
+    def _put_aside(self, names: set[str], winner: dict | None = None) -> None:
+        """Move files to ``earlier/EPISODE/``, of the winner that there is, or is given."""
+        episode = (winner or self._written).get("episode")
+        where = f"{_EARLIER}/{episode if isinstance(episode, int) else 'unknown'}"
+        if winner:
+            _write_json(self.storage, f"{where}/best.json", winner)
+        for name in names & self.storage.names():
+            self.storage.move(name, f"{where}/{name}")
 
     @property
     def _written(self) -> dict:
