@@ -319,6 +319,7 @@ def test_settings_of_the_agent_are_checked(setting, message, command, home):
     assert not (home / "run").exists()
 
 
+@pytest.mark.slow
 def test_paper_is_the_papers_agent(command, home):
     given = ("search", "--episodes", "2", "--finetune", "none", "--agent", "paper",
              "--agent", "warmup_episodes=1", "--epochs", "0", "--out", "run",
@@ -379,6 +380,7 @@ def test_a_finished_search_is_resumed_and_nothing_is_trained_anew(command, home)
     assert (home / "run/finetuned.safetensors").read_bytes() == trained
 
 
+@pytest.mark.slow
 def test_a_run_is_moved_and_called_from_elsewhere(command, home, monkeypatch):
     source = gnnrl_ray.Source(network="resnet20", dataset="digits")
     save_weights(source.load()[0], home / "mine.safetensors")

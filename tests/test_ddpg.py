@@ -247,6 +247,7 @@ def test_exploration_follows_the_global_episode(build):
         assert drawn.abs().max() <= 2
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_with_and_without_a_runner(build):
     first = run(build(config()), 8)
     second = run(build(config()), 8)
@@ -355,6 +356,7 @@ def test_tune_runs_it_by_name_on_any_box_task(tmp_path):
         assert result.metrics["env_runners"]["num_episodes_lifetime"] >= 3
 
 
+@pytest.mark.slow
 def test_tune_knows_its_name_in_every_ray_of_a_process():
     """A search shuts its Ray down, and a notebook may go on with the next."""
     assert get_trainable_cls("GNN-RL-DDPG") is DDPG

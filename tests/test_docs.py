@@ -223,6 +223,7 @@ def scripts(page):
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_script_for_data_of_ones_own_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     script, _ = scripts("docs/own.md")
@@ -340,6 +341,7 @@ def test_the_guide_to_extending_holds(tmp_path):
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_the_sweeps_of_the_page_run(readers_place, capsys):
     text = (ROOT / "docs/sweeps.md").read_text()

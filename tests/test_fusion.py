@@ -184,7 +184,7 @@ def test_broadcast_sums_are_left_alone():
 
 
 @settings(
-    max_examples=30, deadline=None, derandomize=True,
+    max_examples=15, deadline=None, derandomize=True,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 @given(recipes, st.integers(0, 2**16))

@@ -130,7 +130,7 @@ def test_other_values_in_json(finished, name, path, new):
 @pytest.mark.parametrize(
     "name", ["run.json", "best.json", "journal.jsonl", "pruned.safetensors"]
 )
-@FEW
+@FEWER
 @given(changes=edits)
 def test_other_bytes(finished, name, changes):
     broken(finished, name, edited((finished / name).read_bytes(), changes))

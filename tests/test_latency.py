@@ -45,12 +45,11 @@ def test_what_layers_take_is_found_again(groups, table):
     assert np.allclose(table(costs, widths), passes, rtol=0.02)
 
 
-@given(st.integers(0, 2**32 - 1))
+@given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=50, deadline=None)
-def test_narrower_is_never_slower(seed):
+def test_narrower_is_never_slower(groups, seed):
     """Whatever was measured, noise included."""
     generator = np.random.default_rng(seed)
-    groups = trace(ResNet(8).eval(), (3, 32, 32), check=False)
     costs, widths = Costs(groups), drawn(groups, 20, seed)
     layers = generator.exponential(5, (20, len(groups.layers)))
     passes = layers.sum(1) + generator.exponential(50, 20)

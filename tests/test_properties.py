@@ -21,7 +21,7 @@ from gnnrl_ray.pruning.removal import keep, remove
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(name, marks=[pytest.mark.slow] * (name in (*WIDE, LARGE[-1])))
+        pytest.param(name, marks=[pytest.mark.slow] * (name in (*WIDE, *LARGE)))
         for name in (*EVERY, *LARGE)
     ],
 )

@@ -258,6 +258,7 @@ def test_remote_env_runners_find_the_same(short, tmp_path):
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
 def test_a_run_behind_a_uri(short, tmp_path, network, s3):
     """Journal, winner, events and checkpoint are where the URI says."""
     where = f"{s3}/{tmp_path.name}/run"

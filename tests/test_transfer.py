@@ -65,6 +65,7 @@ def test_critics_stay_near_what_they_began_with(
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_it_goes_on_without_the_other_run(run, network, digits, tmp_path):
     """And as it would have without a break: what it started from is in its directory."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -82,6 +83,7 @@ def test_it_goes_on_without_the_other_run(run, network, digits, tmp_path):
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_what_is_no_agent_of_the_kind_is_named(run, network, digits, tmp_path):
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes((run / "agent.safetensors").read_bytes()[:-9])
