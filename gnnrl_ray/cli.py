@@ -12,7 +12,7 @@ import typer
 
 from gnnrl_ray import __version__
 from gnnrl_ray.commands.terminal import errors
-from gnnrl_ray.errors import GnnrlError, Notice
+from gnnrl_ray.errors import GnnrlError, InputError, Notice
 from gnnrl_ray.interrupts import stop_on_signals
 
 # What each says of itself; the rest is in its file, which takes seconds to import.
@@ -83,6 +83,14 @@ def _words() -> list[str]:
     return sys.argv[1:]
 
 
+def _check_folder() -> None:
+    # Libraries that are about to be imported end the process where there is none.
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError("this folder is gone; cd to one that is there.") from None
+
+
 def main() -> None:
     """Run a command; say in one line what its user can mend, if anything is wrong."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -93,14 +101,15 @@ def main() -> None:
     warnings.showwarning = lambda message, *_: errors.print(f"Note: {message}")
     stop_on_signals()
     try:
+        _check_folder()
         build_app(_words())()
     except GnnrlError as error:
         errors.print(f"Error: {error}")
         sys.exit(error.exit_code)
     except OSError as error:
         full = error.errno == errno.ENOSPC
-        remedy = ". Free some space, then go on with --resume." if full else ""
-        errors.print(f"Error: {error}{remedy}")
+        remedy = ". Free some space, then run it again (search, sweep: --resume)."
+        errors.print(f"Error: {error}{remedy if full else ''}")
         sys.exit(1)
     except KeyboardInterrupt:
         errors.print("Interrupted.")

@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 # What cluster managers, and sessions that are lost, send.
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
@@ -25,6 +26,29 @@ def interrupt() -> None:
         if callable(signal.getsignal(number)):
             signal.pthread_kill(threading.main_thread().ident, number)
             return
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Let what would interrupt the main thread wait until this is left.
+
+    What is done within is then done as a whole, or not at all.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *_SIGNALS)}
+    taken = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in taken:
+        signal.signal(number, lambda *given: came.append(given))
+    try:
+        yield
+    finally:
+        for number, handler in taken.items():
+            signal.signal(number, handler)
+        for number, frame in came[:1]:
+            taken[number](number, frame)
 
 
 @contextmanager

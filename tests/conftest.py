@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -183,3 +184,11 @@ def s3():
         yield "s3://bucket"
     server.terminate()
     server.wait(10)
+
+
+@pytest.fixture
+def interrupts():
+    """Ctrl-C interrupts, whatever this was started from."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

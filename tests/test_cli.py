@@ -420,6 +420,15 @@ def test_several_budgets(command, home):
     assert json.loads(out)["pruned"]["params"] == best["params"]
 
 
+def test_a_folder_that_is_gone_is_said(command, home, monkeypatch):
+    gone = home / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    code, _, err = command("inspect")
+    assert (code, err) == (2, "Error: this folder is gone; cd to one that is there.")
+
+
 def test_bugs_keep_their_traceback(monkeypatch):
     def broken():
         raise ValueError("of a library")

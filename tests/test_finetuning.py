@@ -1,10 +1,11 @@
 import json
+import signal
 
 import pytest
 import safetensors.torch
 import torch
 
-from gnnrl_ray import accuracy, load_pruned, search
+from gnnrl_ray import Split, accuracy, load_pruned, search
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.jobs import finetuning
 from gnnrl_ray.jobs.finetuning import finetune, interrupted, is_interrupted
@@ -135,6 +136,42 @@ def test_what_was_interrupted_goes_on_as_if_it_had_not_been(
     assert not is_interrupted(run, recipe, 5)
     with pytest.raises(RunError, match="no fine-tuning to go on with"):
         tune(run, resume=True)
+
+
+@pytest.mark.usefixtures("interrupts")
+@pytest.mark.parametrize(("middle", "at"), [("step", 11), ("batch", 9)])
+def test_an_interrupt_in_the_middle_changes_nothing(
+    run, network, groups, digits, monkeypatch, middle, at
+):
+    """As people press Ctrl-C: while weights change, or after images have been drawn."""
+    recipe, count = Recipe(epochs=2, lr=0.02), 0
+
+    def interrupt(*_):
+        nonlocal count
+        count += 1
+        if count == at:
+            signal.raise_signal(signal.SIGINT)
+
+    def tune(hook=None, **options):
+        smaller = load_pruned(run.storage.local, network, "pruned")
+        smaller.linear.register_forward_hook(hook or (lambda *_: None))
+        finetune(run, smaller, digits, recipe, dense=network, groups=groups, seed=5,
+                 **options)  # fmt: skip
+        return smaller.state_dict()
+
+    def interrupted_augment(*given, augment=Split._augment):
+        interrupt()
+        return augment(*given)
+
+    whole = tune()
+    with monkeypatch.context() as patch:
+        if middle == "batch":
+            patch.setattr(Split, "_augment", interrupted_augment)
+        with pytest.raises(KeyboardInterrupt):
+            tune(interrupt if middle == "step" else None)
+    assert count == at
+    resumed = tune(resume=True)
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
 def test_what_goes_on_is_written_down_now_and_then(

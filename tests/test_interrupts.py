@@ -1,10 +1,11 @@
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gnnrl_ray.interrupts import handlers_kept
+from gnnrl_ray.interrupts import handlers_kept, held
 
 WAIT = """
 import time
@@ -46,3 +47,32 @@ def test_handlers_are_those_from_before():
     with handlers_kept():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.usefixtures("interrupts")
+@pytest.mark.parametrize("error", [None, ZeroDivisionError])
+def test_what_is_begun_is_done_before_an_interrupt(error):
+    done = []
+
+    def work():
+        with held():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            done.append(1)
+            if error is not None:
+                raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_in_other_threads_nothing_is_held():
+    def done():
+        with held():
+            return 1
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(done).result() == 1

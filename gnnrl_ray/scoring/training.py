@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gnnrl_ray.data import Loader, Split, as_split
 from gnnrl_ray.data.loader import Images, forward, mapped
 from gnnrl_ray.errors import GnnrlError
+from gnnrl_ray.interrupts import held
 from gnnrl_ray.process import torch_as_it_starts
 from gnnrl_ray.pruning.importance import Loss
 from gnnrl_ray.scoring.capture import Captured
@@ -201,8 +202,11 @@ class Training:
         batches = self._batches()
         look_every = 1 if self._split.device.type == "cpu" else self._epoch
         for images, labels in islice(batches, self._steps - self.done):
-            now = self._step(images, labels, self._rates[self.done])
-            self.done += 1
+            with held():  # or what is gone on with would have begun the step
+                now = self._step(images, labels, self._rates[self.done])
+                self.done += 1
+                if self.done % self._epoch == 0:
+                    self._began_with = self._generator.get_state()
             yield
             if self.done % look_every and self.done != self._steps:
                 continue
@@ -223,17 +227,15 @@ class Training:
         """Yield batches for ever, from the next one of the epoch that goes on."""
         seen = self.done % self._epoch
         while True:
-            self._began_with = self._generator.get_state()
             batches = self._split.batches(self._batch_size, self._generator)
             yield from islice(batches, seen, None)
             seen = 0
 
     def state(self) -> dict[str, Tensor]:
         """Return copies, on the CPU, of all that it takes to go on from here."""
-        within = self.done % self._epoch
         tensors = {f"network.{k}": v for k, v in self._network.state_dict().items()}
         tensors |= {f"momentum.{k}": v for k, v in self._step.momentum().items()}
-        tensors["generator"] = self._began_with if within else self._generator.get_state()
+        tensors["generator"] = self._began_with
         tensors["steps"] = torch.tensor(self.done)
         return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
 
@@ -262,6 +264,7 @@ class Training:
         self._network.load_state_dict(parts["network"])
         self._step.set_momentum(parts["momentum"])
         self._generator.set_state(state["generator"])
+        self._began_with = state["generator"]
         self.done = int(state["steps"])
 
 
