@@ -40,27 +40,12 @@ def held() -> Iterator[None]:
     came: list[tuple[int, FrameType | None]] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, *_SIGNALS)}
     taken = {number: handler for number, handler in before.items() if callable(handler)}
-    for number in taken:
-        signal.signal(number, lambda *given: came.append(given))
     try:
+        for number in taken:
+            signal.signal(number, lambda *given: came.append(given))
         yield
     finally:
         for number, handler in taken.items():
             signal.signal(number, handler)
         for number, frame in came[:1]:
             taken[number](number, frame)
-
-
-@contextmanager
-def handlers_kept() -> Iterator[None]:
-    """Keep the handlers of these signals, whatever is called meanwhile sets."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None:
-                signal.signal(number, handler)

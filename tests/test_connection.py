@@ -21,6 +21,7 @@ with connected(None):
     print("up", flush=True)
     time.sleep(600)
 """
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PROCESSES = (
     "raylet",
     "gcs_server",
@@ -47,7 +48,9 @@ def folders(root):
 
 def test_a_ray_of_ones_own_is_reached_from_this_machine_by_its_user_alone(root):
     before = {process.pid for process in ours(*PROCESSES)}
+    handlers = [signal.getsignal(number) for number in SIGNALS]
     with connected(None):
+        assert [signal.getsignal(number) for number in SIGNALS] == handlers
         (folder,) = folders(root)
         assert folder.stat().st_mode & 0o077 == 0
         assert list(folder.glob("*/session_*"))
@@ -63,6 +66,20 @@ def test_a_ray_of_ones_own_is_reached_from_this_machine_by_its_user_alone(root):
         # What searches in tasks write is as what they write here.
         assert ray.get(ray.remote(lambda: os.umask(0o022)).remote()) == os.umask(0o022)
     assert folders(root) == []
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_an_interrupt_waits_until_it_has_started(root, monkeypatch):
+    started = []
+
+    def init(**_):
+        signal.raise_signal(signal.SIGINT)
+        started.append(1)
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(KeyboardInterrupt), connected(None):
+        raise AssertionError
+    assert started
 
 
 @pytest.mark.cluster

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gnnrl_ray.interrupts import handlers_kept, held
+from gnnrl_ray.interrupts import held
 
 WAIT = """
 import time
@@ -40,13 +40,6 @@ def test_what_was_started_to_ignore_it_does():
     process.send_signal(signal.SIGHUP)
     assert process.communicate(timeout=30)[0] == ""
     assert process.returncode == 0
-
-
-def test_handlers_are_those_from_before():
-    before = signal.getsignal(signal.SIGTERM)
-    with handlers_kept():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.usefixtures("interrupts")

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants, worker
+from ray._private import ray_constants, utils, worker
 
 from gnnrl_ray.errors import GnnrlError, Notice
-from gnnrl_ray.interrupts import handlers_kept, interrupt
+from gnnrl_ray.interrupts import held, interrupt
 
 _PREFIX = "gnnrl-"  # short: the paths of sockets must be
 
@@ -81,7 +81,7 @@ def _start(where: dict, address: str | None) -> None:
     for attempt in range(1, attempts + 1):
         try:
             _knock(address or "")
-            with handlers_kept(), nullcontext() if address else _of_this_machine():
+            with _own_handlers(), nullcontext() if address else _of_this_machine():
                 ray.init(**where, logging_level="error", log_to_driver=False)
             return
         except Exception as error:
@@ -101,8 +101,21 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Keep Ray's handler of SIGTERM out, whose exit is lost where it meets a callback."""
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
+
+
+@contextmanager
 def _of_this_machine() -> Iterator[None]:
     """Let what Ray starts listen on the loopback address, and keep its token for the user.
+
+    Half of it would be of no use, so Ctrl-C waits.
 
     Ray decides between loopback and network by a variable named after the systems whose
     firewalls made it necessary, and has read it when it was imported.
@@ -112,7 +125,8 @@ def _of_this_machine() -> Iterator[None]:
     before = os.environ.get(name)
     os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
     try:
-        yield
+        with held():
+            yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = networks
         os.environ.pop(name)
