@@ -7,10 +7,11 @@ import torch
 
 from gnnrl_ray import Split, accuracy, load_pruned, search
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.jobs import finetuning
 from gnnrl_ray.jobs.finetuning import finetune, interrupted, is_interrupted
 from gnnrl_ray.jobs.recipe import Recipe
 from gnnrl_ray.run.directory import Run, RunError
+from gnnrl_ray.scoring import checkpoint
+from gnnrl_ray.scoring.checkpoint import CheckpointError
 from gnnrl_ray.scoring.training import TrainingError, train
 from gnnrl_ray.zoo.weights import WeightsError, read_facts, read_weights
 
@@ -134,7 +135,7 @@ def test_what_was_interrupted_goes_on_as_if_it_had_not_been(
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
     assert facts(run)["steps_done"] == 16
     assert not is_interrupted(run, recipe, 5)
-    with pytest.raises(RunError, match="no fine-tuning to go on with"):
+    with pytest.raises(CheckpointError, match="nothing to go on with"):
         tune(run, resume=True)
 
 
@@ -178,7 +179,7 @@ def test_what_goes_on_is_written_down_now_and_then(
     run, network, groups, digits, monkeypatch
 ):
     """Whoever is killed has no time to say goodbye."""
-    monkeypatch.setattr(finetuning, "_SECONDS", 0)
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0)
     there = []
 
     def look(step, loss):
@@ -200,9 +201,9 @@ def test_nothing_else_is_gone_on_with(run, network, groups, digits):
     recipe = Recipe(epochs=2)
     with pytest.raises(KeyboardInterrupt):
         tune(recipe, on_step=interrupt)
-    with pytest.raises(RunError, match="epochs is 2, not 5"):
+    with pytest.raises(CheckpointError, match="epochs is 2, not 5"):
         tune(Recipe(epochs=5), resume=True)
-    with pytest.raises(RunError, match="seed is 0, not 1"):
+    with pytest.raises(CheckpointError, match="seed is 0, not 1"):
         tune(recipe, 1, resume=True)
     path = run.storage.local / "finetuning.safetensors"
     state, said = read_weights(path), read_facts(path)
@@ -220,12 +221,12 @@ def test_nothing_else_is_gone_on_with(run, network, groups, digits):
     files["none"] = safetensors.torch.save(state)
     for what, content in files.items():
         path.write_bytes(content)
-        with pytest.raises((RunError, WeightsError)) as refused:
+        with pytest.raises((CheckpointError, RunError, WeightsError)) as refused:
             tune(recipe, resume=True)
         assert "finetuning.safetensors" in str(refused.value), what
         if what in ("cut", "facts", "none"):
             assert not is_interrupted(run, recipe, 0)
-            with pytest.raises((RunError, WeightsError)):
+            with pytest.raises((CheckpointError, RunError, WeightsError)):
                 interrupted(run)
 
 

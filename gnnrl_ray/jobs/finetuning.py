@@ -1,25 +1,22 @@
 """The winner of a run, trained on to what it can be."""
 
-import json
-import time
 from collections.abc import Callable
+from typing import Any
 
-import safetensors.torch
-from torch import Tensor, nn
+from torch import nn
 
 from gnnrl_ray.data import Data
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.jobs.recipe import Recipe
 from gnnrl_ray.run.directory import Run, RunError, kept_in
 from gnnrl_ray.run.lock import locked
+from gnnrl_ray.scoring.checkpoint import Checkpoint
 from gnnrl_ray.scoring.padding import padded
 from gnnrl_ray.scoring.training import Training, steps_per_epoch
 from gnnrl_ray.tracing.groups import ChannelGroups
 from gnnrl_ray.tracing.symbolic import copied
-from gnnrl_ray.zoo.weights import read_facts, read_weights
 
 STATE = "finetuning.safetensors"  # all that it takes to go on
-_SECONDS = 60  # between two of them
 
 
 def finetune(
@@ -57,12 +54,12 @@ def finetune(
 
     Raises:
         TrainingError: the loss became infinite or NaN.
-        RunError: nothing to go on with, or something else.
+        CheckpointError: nothing to go on with, or something else.
         KeyboardInterrupt: what was trained is kept.
     """
     about = _about(run, recipe, seed, precision)
-    precision = json.loads(about["precision"])
-    state = _read_state(run, about) if resume else None
+    checkpoint = Checkpoint(run.storage, STATE, about)
+    state = checkpoint.read() if resume else None
     kept = kept_in(run.storage, groups)
     steps = recipe.epochs * steps_per_epoch(data.train, recipe.batch_size)
     device = next(network.parameters()).device
@@ -75,35 +72,17 @@ def finetune(
             with padded(network, dense, groups, kept) as (trained, hold):
                 training = Training(
                     trained, data.train.to(device), steps=steps, lr=recipe.lr,
-                    batch_size=recipe.batch_size, seed=seed, precision=precision,
-                    teacher=teacher, distill=recipe.distill, hold=hold, on_step=on_step,
+                    batch_size=recipe.batch_size, seed=seed,
+                    precision=about["precision"], teacher=teacher,
+                    distill=recipe.distill, hold=hold, on_step=on_step,
                 )  # fmt: skip
-                if state is not None:
-                    _go_on(training, state, run)
-                _train(training, run, about)
+                checkpoint.train(training, state)
         except KeyboardInterrupt:
             done = training.done if training else 0
             _keep(run, network, about, steps=steps, steps_done=done)
             raise
         _keep(run, network, about, steps=steps, steps_done=steps)
-        run.storage.remove(STATE)
-
-
-def _train(training: Training, run: Run, about: dict[str, str]) -> None:
-    """Go through ``training``; what it takes to go on is written down now and then."""
-    written = time.monotonic()
-    try:
-        for _ in training:
-            if time.monotonic() - written > _SECONDS:
-                _write_state(training, run, about)
-                written = time.monotonic()
-    except KeyboardInterrupt:
-        _write_state(training, run, about)
-        raise
-
-
-def _write_state(training: Training, run: Run, about: dict[str, str]) -> None:
-    run.storage.write(STATE, safetensors.torch.save(training.state(), about))
+        checkpoint.remove()
 
 
 def check_free(run: Run, overwrite: bool = False) -> None:
@@ -124,71 +103,37 @@ def interrupted(run: Run) -> tuple[Recipe, int, str]:
     """Return recipe, seed and precision of a fine-tuning that can be gone on with.
 
     Raises:
-        RunError: there is none, or it is damaged.
+        InputError: there is none, or it is damaged.
     """
-    _, said = _written(run)
+    checkpoint = Checkpoint(run.storage, STATE, {})
+    said = checkpoint.said()
     try:
-        recipe = Recipe(**{name: json.loads(said[name]) for name in Recipe.names()})
-        return recipe, json.loads(said["seed"]), json.loads(said["precision"])
-    except (InputError, KeyError, ValueError) as error:
+        recipe = Recipe(**{name: said[name] for name in Recipe.names()})
+        return recipe, said["seed"], said["precision"]
+    except (InputError, KeyError) as error:
         raise RunError(
-            f"{run.storage}/{STATE} does not say what it is of ({error}); start over "
-            "without --resume."
+            f"{checkpoint} does not say what it is of ({error}); start over without "
+            "--resume."
         ) from error
 
 
 def is_interrupted(run: Run, recipe: Recipe, seed: int) -> bool:
     """Say whether this very fine-tuning of the winner can be gone on with."""
-    if not run.storage.exists(STATE):
-        return False
     about = _about(run, recipe, seed, None)
-    try:
-        _, said = _written(run)
-    except InputError:
-        return False
-    return about.items() <= said.items()
+    return Checkpoint(run.storage, STATE, about).is_of_this()
 
 
-def _about(run: Run, recipe: Recipe, seed: int, precision: str | None) -> dict[str, str]:
-    """Return, in JSON, what must be the same where a fine-tuning is gone on with."""
+def _about(run: Run, recipe: Recipe, seed: int, precision: str | None) -> dict[str, Any]:
+    """Return what must be the same where a fine-tuning is gone on with."""
     if precision is None:
         precision = run.mode.precision if run.mode else "float32"
     about = {name: getattr(recipe, name) for name in Recipe.names()}
-    about |= {"seed": seed, "precision": precision, "groups": run.best()["groups"]}
-    return {name: json.dumps(value) for name, value in about.items()}
+    return about | {"seed": seed, "precision": precision, "groups": run.best()["groups"]}
 
 
-def _written(run: Run) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the fine-tuning that was interrupted, and what it says of itself."""
-    where = f"{run.storage}/{STATE}"
-    if not run.storage.exists(STATE):
-        raise RunError(f"no fine-tuning to go on with at {where}; leave out --resume.")
-    return read_weights(where), read_facts(where)
-
-
-def _read_state(run: Run, about: dict[str, str]) -> dict[str, Tensor]:
-    """Return the state that was written down, if it is ``about`` the same."""
-    tensors, said = _written(run)
-    for name, value in about.items():
-        if said.get(name) != value:
-            raise RunError(
-                f"{run.storage}/{STATE} is of another fine-tuning: its {name} is "
-                f"{said.get(name)}, not {value}. Give what it was given, or start over "
-                "without --resume."
-            )
-    return tensors
-
-
-def _go_on(training: Training, state: dict[str, Tensor], run: Run) -> None:
-    try:
-        training.go_on_from(state)
-    except (ValueError, RuntimeError) as error:
-        raise RunError(f"{run.storage}/{STATE} cannot be gone on with: {error}") from error
-
-
-def _keep(run: Run, network: nn.Module, about: dict[str, str], **steps: int) -> None:
+def _keep(run: Run, network: nn.Module, about: dict[str, Any], **steps: int) -> None:
     run.save_network("finetuned", network.eval())
-    said = {name: json.loads(value) for name, value in about.items() if name != "groups"}
+    said = {name: value for name, value in about.items() if name != "groups"}
     run.write_json("finetune.json", said | steps)
 
 
