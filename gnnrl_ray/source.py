@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gnnrl_ray.data import Data
+    from gnnrl_ray.scoring.checkpoint import Checkpoint
 
 # The data set that needs no file, small enough to train a network on the spot.
 EMBEDDED, EMBEDDED_EPOCHS = "digits", 20
@@ -149,14 +150,29 @@ class Source(Checked):
 
         made = weights_path(self.network, self.dataset).is_file()
         if self.weights is None and self.dataset == EMBEDDED and not made:
-            self.train(network, data, epochs=EMBEDDED_EPOCHS, on_step=on_step)
+            begun = self.checkpoint(epochs=EMBEDDED_EPOCHS).is_of_this()
+            self.train(network, data, epochs=EMBEDDED_EPOCHS, resume=begun, on_step=on_step)
         else:
             path = self.weights or fetch_weights(self.network, self.dataset)
             load_weights(network, path)
 
+    def checkpoint(
+        self, *, epochs: float, lr: float = 0.05, batch_size: int = 128, seed: int = 0
+    ) -> "Checkpoint":
+        """Return what it takes to go on with :meth:`train`, given the same."""
+        from gnnrl_ray.scoring.checkpoint import Checkpoint
+        from gnnrl_ray.storage import Storage
+        from gnnrl_ray.zoo.weights import weights_path
+
+        path = weights_path(self.network, self.dataset)
+        about = {"network": self.network, "dataset": self.dataset,
+                 "image_size": self.image_size, "epochs": epochs, "lr": lr,
+                 "batch_size": batch_size, "seed": seed}  # fmt: skip
+        return Checkpoint(Storage(path.parent), f"{path.stem}.training.safetensors", about)
+
     def train(
         self, network: "nn.Module", data: "Data", *, epochs: float, lr: float = 0.05,
-        batch_size: int = 128, seed: int = 0, device: str = "cpu",
+        batch_size: int = 128, seed: int = 0, device: str = "cpu", resume: bool = False,
         on_step: OnStep | None = None,
     ) -> None:  # fmt: skip
         """Train ``network``; its weights go to where they are looked for.
@@ -169,26 +185,30 @@ class Source(Checked):
             batch_size: images in one step.
             seed: of order and augmentation.
             device: to train on.
+            resume: go on with what was interrupted, or killed, and was given the same.
             on_step: called with the number of steps done and the last loss.
 
         Raises:
-            KeyboardInterrupt: what was trained is in ``*.interrupted.safetensors``.
+            InputError: nothing to go on with, or something else.
+            KeyboardInterrupt: once it can be gone on with.
         """
-        from gnnrl_ray.scoring.training import train
+        from gnnrl_ray.process import torch_as_it_starts
+        from gnnrl_ray.scoring.training import Training
         from gnnrl_ray.storage import Storage
         from gnnrl_ray.zoo.weights import save_weights, weights_path
 
         path = weights_path(self.network, self.dataset)
         Storage(path.parent).check_writable("set $GNNRL_HOME to a folder of yours")
-        try:
-            train(
-                network.to(device), data.train.to(device), lr=lr, batch_size=batch_size,
-                steps=training_steps(data, epochs, batch_size), seed=seed, on_step=on_step,
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            save_weights(network, path.with_suffix(".interrupted.safetensors"))
-            raise
+        checkpoint = self.checkpoint(epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
+        state = checkpoint.read() if resume else None
+        training = Training(
+            network.to(device), data.train.to(device), lr=lr, batch_size=batch_size,
+            steps=training_steps(data, epochs, batch_size), seed=seed, on_step=on_step,
+        )  # fmt: skip
+        with torch_as_it_starts():
+            checkpoint.train(training, state)
         save_weights(network.to("cpu").eval(), path)
+        checkpoint.remove()
 
 
 def training_steps(data: "Data", epochs: float, batch_size: int = 128) -> int:

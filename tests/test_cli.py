@@ -380,6 +380,27 @@ def test_a_finished_search_is_resumed_and_nothing_is_trained_anew(command, home)
     assert (home / "run/finetuned.safetensors").read_bytes() == trained
 
 
+def test_training_goes_on_only_as_what_it_was(command, home, monkeypatch):
+    def interrupt(step, loss):
+        raise KeyboardInterrupt
+
+    source = gnnrl_ray.Source(network="resnet56", dataset="digits")
+    data = source.load_data()
+    with pytest.raises(KeyboardInterrupt):
+        source.train(source.build(data), data, epochs=0.3, on_step=interrupt)
+    words = ("train", "--network", "resnet56", "--epochs", "0.3")
+    for more, said in (
+        ((), "interrupted; go on with --resume, or start over with --overwrite"),
+        (("--resume", "--lr", "0.1"), "its lr is 0.05, not 0.1. Give what it was given"),
+    ):
+        code, _, err = command(*words, *more)
+        assert (code, said in err) == (2, True), err
+    code, out, err = command(*words, "--resume")
+    assert (code, "weights are in" in out) == (0, True), err
+    code, _, err = command(*words, "--resume")
+    assert (code, "nothing to go on with" in err) == (2, True)
+
+
 @pytest.mark.slow
 def test_a_run_is_moved_and_called_from_elsewhere(command, home, monkeypatch):
     source = gnnrl_ray.Source(network="resnet20", dataset="digits")

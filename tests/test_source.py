@@ -68,15 +68,25 @@ def test_weights_of_the_embedded_data_set_are_made_once(home, monkeypatch):
     assert accuracy(again, data.validation) == accuracy(network, data.validation)
 
 
-def test_an_interruption_of_training_keeps_what_there_is(home, monkeypatch):
+def test_training_goes_on_where_it_was_interrupted(home, monkeypatch):
+    """And what is embedded by itself."""
+    monkeypatch.setattr("gnnrl_ray.source.EMBEDDED_EPOCHS", 2)
+    whole, steps = Source().load()[0].state_dict(), []
+    path = weights_path("resnet20", "digits")
+    path.unlink()
+
     def interrupt(step, loss):
-        raise KeyboardInterrupt
+        steps.append(step)
+        if step == 9:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         Source().load(interrupt)
-    path = weights_path("resnet20", "digits")
     assert not path.exists()
-    assert path.with_suffix(".interrupted.safetensors").is_file()
+    resumed = Source().load(lambda step, loss: steps.append(step))[0].state_dict()
+    assert steps == [*range(1, 17)]
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_nothing_is_trained_that_cannot_be_kept(home, monkeypatch):

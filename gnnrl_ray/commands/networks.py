@@ -3,7 +3,6 @@
 import json
 import shlex
 from collections.abc import Mapping
-from typing import NoReturn
 
 from torch import nn
 
@@ -20,7 +19,7 @@ from gnnrl_ray.scoring.measures import measure
 from gnnrl_ray.scoring.training import steps_per_epoch
 from gnnrl_ray.source import EMBEDDED_EPOCHS, Source, training_steps
 from gnnrl_ray.tracing.groups import trace
-from gnnrl_ray.zoo.weights import hash_of, weights_path
+from gnnrl_ray.zoo.weights import hash_of
 
 
 def of_run(run: Run, given: dict, trust: bool) -> tuple[nn.Module, Data, Costs]:
@@ -69,7 +68,7 @@ def load_weights(source: Source, network: nn.Module, data: Data) -> None:
         try:
             source.load_weights(network, data, advance)
         except KeyboardInterrupt:
-            training_interrupted(source)
+            stop("the next command goes on with it")
 
 
 def finetune_shown(
@@ -89,12 +88,3 @@ def finetune_shown(
             words = ["gnnrl-ray", "finetune", str(run.storage), "--resume"]
             again = shlex.join(words + ["--trust"] * run.asks_trust)
             stop(f"{run.storage}/finetuned.safetensors is left; go on with: {again}")
-
-
-def training_interrupted(source: Source) -> NoReturn:
-    """Say what an interrupted training leaves, and end."""
-    path = weights_path(source.network, source.dataset)
-    path = path.with_suffix(".interrupted.safetensors")
-    if not path.exists():
-        stop("nothing has been trained yet")
-    stop(f"to use what has been trained so far: --weights {shlex.quote(str(path))}")

@@ -11,6 +11,7 @@ from gnnrl_ray.commands.terminal import (
     RateOption,
     SeedOption,
     errors,
+    stop,
 )
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.options import settings_as_options
@@ -28,15 +29,19 @@ def train_command(
     batch_size: BatchOption = 128,
     seed: SeedOption = 0,
     device: DeviceOption = None,
+    resume: Annotated[
+        bool,
+        typer.Option(help="Go on with the same training, which was interrupted or killed."),
+    ] = False,
     overwrite: Annotated[
-        bool, typer.Option(help="Replace weights that are there.")
+        bool, typer.Option(help="Replace weights that are there; start over.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a dense network where no weights are to be had; `search` finds them."""
     Source(**source).check()
 
-    from gnnrl_ray.commands.networks import show_measures, training_interrupted
+    from gnnrl_ray.commands.networks import show_measures
     from gnnrl_ray.display.panel import progress
     from gnnrl_ray.jobs.searching import device_of
     from gnnrl_ray.pruning.costs import Costs
@@ -47,7 +52,16 @@ def train_command(
     if about.weights is not None:
         raise InputError("--weights are what training makes; leave it out.")
     path = weights_path(about.network, about.dataset)
-    if path.exists() and not overwrite:
+    recipe = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
+    checkpoint = about.checkpoint(**recipe)
+    if resume:
+        checkpoint.read()
+    elif not overwrite and checkpoint.exists():
+        raise InputError(
+            f"{checkpoint} is of a training that was interrupted; go on with --resume, or "
+            "start over with --overwrite."
+        )
+    elif not overwrite and path.exists():
         raise InputError(f"{path} is there already; replace it with --overwrite.")
     where, data = str(device_of(device)), about.load_data()
     network = about.build(data, seed)
@@ -55,10 +69,11 @@ def train_command(
     steps = training_steps(data, epochs, batch_size)
     with progress(errors, f"training {about.network} on {data.name}", steps, 40) as advance:
         try:
-            about.train(network, data, epochs=epochs, lr=lr, batch_size=batch_size,
-                        seed=seed, device=where, on_step=advance)  # fmt: skip
+            about.train(
+                network, data, **recipe, device=where, resume=resume, on_step=advance
+            )
         except KeyboardInterrupt:
-            training_interrupted(about)
+            stop("go on with the same command and --resume")
     show_measures({"dense": network}, data, costs, as_json)
     if not as_json:
         print(f"weights are in {path}")
