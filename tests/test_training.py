@@ -3,8 +3,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from gnnrl_ray.scoring.training import (
+    Training,
     TrainingError,
     TrainingStep,
     accuracy,
@@ -121,3 +123,52 @@ def test_with_distillation_alone_labels_do_not_matter(network, digits):
         train(student, split, steps=3, seed=1, teacher=network, distill=1.0)
         found.append(student.linear.weight.detach())
     assert torch.equal(*found)
+
+
+class Dropping(nn.Sequential):
+    """What it does in training is drawn."""
+
+    def __init__(self, share=0.3):
+        super().__init__(
+            nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Dropout(share), nn.Conv2d(8, 8, 3, 2),
+            nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
+        )  # fmt: skip
+
+
+def test_what_is_drawn_in_training_follows_from_the_seed(digits):
+    """Whatever was drawn before, and where it is gone on with, too."""
+    torch.manual_seed(0)
+    networks = [Dropping() for _ in range(4)]
+    for network in networks[1:]:
+        network.load_state_dict(networks[0].state_dict())
+
+    def training(network, seed=1):
+        return Training(network, digits.train, steps=6, batch_size=128, seed=seed)
+
+    whole, again, left, other = networks
+    for network, seed in ((whole, 1), (again, 1), (other, 2)):
+        for _ in training(network, seed):
+            torch.rand(1)  # of somebody else
+    begun = training(left)
+    for _ in begun:
+        if begun.done == 4:
+            break
+    state = begun.state()
+    resumed = training(left)
+    resumed.go_on_from(state)
+    for _ in resumed:
+        pass
+    weights = [network[3].weight for network in networks]
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+    assert not torch.equal(weights[0], weights[3])
+
+
+def test_statistics_are_of_what_is_not_dropped(digits):
+    dropping, whole = Dropping(), Dropping(0.0)
+    whole.load_state_dict(dropping.state_dict())
+    for network in (dropping, whole):
+        recalibrate(network.eval(), digits.train)
+        assert not any(module.training for module in network.modules())
+    assert torch.equal(dropping[4].running_var, whole[4].running_var)
+    assert not torch.equal(whole[4].running_var, torch.ones(8))

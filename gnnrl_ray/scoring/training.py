@@ -26,6 +26,7 @@ _EVALUATION_BATCH = {"cpu": 64, "cuda": 1000}
 _RECALIBRATION_IMAGES = 250
 _RECALIBRATION_BATCH = 125
 _TEMPERATURE = 4.0
+_APART = 1_000_003  # steps between what two seeds draw
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -95,6 +96,9 @@ def recalibrate_on(network: nn.Module, batches: Sequence[Images]) -> None:
         norm.reset_running_stats()
     try:
         with _mode(network, training=True), torch.no_grad():
+            # What drops at random would make them those of something else.
+            for module in network.modules():
+                module.training = module.training and isinstance(module, _NORMS)
             for count, images in enumerate(batches, start=1):
                 for norm in norms:
                     norm.momentum = 1 / count  # a plain average, not an exponential one
@@ -191,6 +195,7 @@ class Training:
         rates = _rates(lr, steps)
         # Read there by every step, without waiting.
         self._rates = torch.tensor(rates, device=device) if static else rates
+        self._seed = seed
         self._generator = torch.Generator(device).manual_seed(seed)
         self._epoch = steps_per_epoch(split, batch_size)
         self._began_with = self._generator.get_state()  # the epoch that goes on
@@ -202,7 +207,8 @@ class Training:
         batches = self._batches()
         look_every = 1 if self._split.device.type == "cpu" else self._epoch
         for images, labels in islice(batches, self._steps - self.done):
-            with held():  # or what is gone on with would have begun the step
+            # Or what is gone on with would have begun the step.
+            with held(), self._own_draws():
                 now = self._step(images, labels, self._rates[self.done])
                 self.done += 1
                 if self.done % self._epoch == 0:
@@ -222,6 +228,19 @@ class Training:
                 f"not all weights are finite; try a --lr below {self._lr:g}."
             )
         self._network.eval()
+
+    @contextlib.contextmanager
+    def _own_draws(self) -> Iterator[None]:
+        """Let what a network draws, as dropout does, follow from seed and step alone.
+
+        On a GPU, where sums are not the same twice either, it goes on as it was.
+        """
+        if self._split.device.type != "cpu":
+            yield
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed((_APART * self._seed + self.done) % 2**63)
+            yield
 
     def _batches(self) -> Iterator[tuple[Images, Any]]:
         """Yield batches for ever, from the next one of the epoch that goes on."""
