@@ -31,7 +31,7 @@ def trained(digits):
 def candidates(trained, digits):
     """Removed networks, good and bad."""
     groups, rng = trace(trained, (3, 32, 32)), np.random.default_rng(0)
-    removed = [cut(trained, groups, random_widths(groups, rng)) for _ in range(8)]
+    removed = [cut(trained, groups, random_widths(groups, rng)) for _ in range(5)]
     for network in removed:
         recalibrate(network, digits.train)
     return [network.eval() for network in removed]

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.networks import EVERY, WIDE, build, outputs, shaken
+from helpers.networks import EVERY, HEAVY, build, outputs, shaken
 from helpers.random_cnns import RandomCNN, recipes
 from helpers.widths import cut, random_widths
 from hypothesis import HealthCheck, given, settings
@@ -41,7 +41,7 @@ def check(network, shape):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in WIDE)) for name in EVERY],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in HEAVY)) for name in EVERY],
 )
 def test_every_network(name, rng):
     network, shape = build(name)

@@ -255,7 +255,7 @@ def workplace(finished, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-@settings(FEWER, max_examples=COUNT or 6, deadline=None)
+@settings(FEWER, max_examples=COUNT or 3, deadline=None)
 @given(data=st.data())
 def test_command_lines(workplace, capsys, name, data):
     drawn = data.draw(
