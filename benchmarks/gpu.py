@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 
 from benchmarks.measuring import Row, load, macs_per_second, mean, row, seconds
 from benchmarks.run import machine
-from gnnrl_ray import Budget, Objective, accuracy, load_data, prune, search, trace
+from gnnrl_ray import Budget, Objective, Source, accuracy, load_data, prune, search, trace
 from gnnrl_ray.data import Data
 from gnnrl_ray.jobs.comparing import Comparison, compare
 from gnnrl_ray.pruning.importance import rank
@@ -384,9 +384,14 @@ class Bench:
 
     def train_deep(self, name: str) -> dict:
         """Train a network whose weights cannot be fetched here."""
+        about, epochs = (
+            Source(network=name, dataset=self.size.dataset),
+            self.size.deep_epochs,
+        )
+        begun = about.checkpoint(epochs=epochs).exists()
         command = [sys.executable, "-m", "gnnrl_ray", "train", "--network", name,
-                   "--dataset", self.size.dataset, "--epochs", str(self.size.deep_epochs),
-                   "--json"]  # fmt: skip
+                   "--dataset", about.dataset, "--epochs", str(epochs), "--json",
+                   *["--resume"] * begun]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return json.loads(done.stdout)
 

@@ -32,7 +32,7 @@ def interrupt() -> None:
 def held() -> Iterator[None]:
     """Let what would interrupt the main thread wait until this is left.
 
-    What is done within is then done as a whole, or not at all.
+    What is begun within is then done as a whole.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

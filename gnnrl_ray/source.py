@@ -201,11 +201,11 @@ class Source(Checked):
         Storage(path.parent).check_writable("set $GNNRL_HOME to a folder of yours")
         checkpoint = self.checkpoint(epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
         state = checkpoint.read() if resume else None
-        training = Training(
-            network.to(device), data.train.to(device), lr=lr, batch_size=batch_size,
-            steps=training_steps(data, epochs, batch_size), seed=seed, on_step=on_step,
-        )  # fmt: skip
         with torch_as_it_starts():
+            training = Training(
+                network.to(device), data.train.to(device), lr=lr, batch_size=batch_size,
+                steps=training_steps(data, epochs, batch_size), seed=seed, on_step=on_step,
+            )  # fmt: skip
             checkpoint.train(training, state)
         save_weights(network.to("cpu").eval(), path)
         checkpoint.remove()

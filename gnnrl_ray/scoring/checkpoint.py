@@ -94,7 +94,9 @@ class Checkpoint:
             if state is not None:
                 training.go_on_from(state)
         except (ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{self} cannot be gone on with: {error}") from error
+            raise CheckpointError(
+                f"{self} cannot be gone on with: {error}; delete it to start over."
+            ) from error
         written = time.monotonic()
         try:
             for _ in training:
