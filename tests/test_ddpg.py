@@ -312,10 +312,21 @@ def test_wrong_settings_are_named(settings, message):
         config(**settings)
 
 
-def test_vectorised_environments_are_refused():
-    settings = config().env_runners(num_envs_per_env_runner=2)
-    with pytest.raises(ValueError, match="scale with `num_env_runners`"):
-        settings.validate()
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c: c.env_runners(num_envs_per_env_runner=2),
+            "scale with `num_env_runners`",
+        ),
+        (lambda c: c.learners(num_learners=2), "scale with `num_env_runners`"),
+        (lambda c: c.multi_agent(policies={"a"}, policy_mapping_fn=str), "has one agent"),
+        (lambda c: c.training(lr=1e-3), "set `actor_lr` and `critic_lr`"),
+    ],
+)
+def test_what_it_does_not_do_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        change(config()).validate()
 
 
 def test_the_greedy_action_is_the_actors(build, groups):

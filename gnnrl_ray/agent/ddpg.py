@@ -48,6 +48,7 @@ from gnnrl_ray.agent.candidates import History
 from gnnrl_ray.agent.mgnn import Actor, Critic, GraphEncoder, VectorEncoder, WidthEncoder
 from gnnrl_ray.agent.replay import Replay
 from gnnrl_ray.agent.settings import AgentSettings
+from gnnrl_ray.agent.spaces import bounds_of, shaped
 from gnnrl_ray.agent.transfer import knowledge
 from gnnrl_ray.errors import EpisodeError, Notice
 
@@ -123,6 +124,18 @@ class DDPGConfig(AlgorithmConfig):
                 "DDPG numbers its episodes globally: use `num_learners` <= 1 and "
                 "`num_envs_per_env_runner` = 1; scale with `num_env_runners`."
             )
+        if not (
+            self.enable_rl_module_and_learner and self.enable_env_runner_and_connector_v2
+        ):
+            self._value_error(
+                "DDPG is of RLlib's new API stack; leave `api_stack` as it is."
+            )
+        if self.is_multi_agent:
+            self._value_error("DDPG has one agent; leave `multi_agent` out.")
+        if self.lr is not None:
+            self._value_error(
+                f"lr={self.lr!r} would not be used: set `actor_lr` and `critic_lr`."
+            )
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:  # noqa: D102
         return RLModuleSpec(module_class=self._parts()[0])
@@ -196,8 +209,8 @@ class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
 
     def setup(self) -> None:
         """Build the networks; an env runner needs the actor alone."""
-        space, settings = self.action_space, self.model_config
-        low, high = (torch.tensor(bound).flatten() for bound in (space.low, space.high))
+        settings = self.model_config
+        low, high = bounds_of(self.action_space, self.observation_space)
         encoder = partial(encoder_of, self.observation_space, settings)
         self.actor = Actor(encoder(), low, high, settings["hidden"])
         if not self.inference_only:
@@ -233,12 +246,13 @@ class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
 
     @torch.no_grad()
     def _forward_inference(self, batch: dict, **_) -> dict:
-        return {Columns.ACTIONS: self._act(batch[Columns.OBS])}
+        actions = self._act(batch[Columns.OBS])
+        return {Columns.ACTIONS: shaped(actions, self.action_space)}
 
     @torch.no_grad()
     def _forward_exploration(self, batch: dict, **_) -> dict:
-        action = self._act(batch[Columns.OBS])
-        return {Columns.ACTIONS: self._explore(action.cpu().numpy())}
+        actions = self._explore(self._act(batch[Columns.OBS]).cpu().numpy())
+        return {Columns.ACTIONS: shaped(actions, self.action_space)}
 
     def _act(self, observations: Tensor) -> Tensor:
         plan = self.actor.encoder.plan(observations)
@@ -494,19 +508,18 @@ class DDPG(Algorithm):
         """Return the greedy action in the state ``observation``, without noise.
 
         Args:
-            observation: float32, of the observation space's shape.
+            observation: of the observation space's shape.
 
         Returns:
-            float32, of the action space's shape.
+            of the action space's shape and type.
         """
         if self._greedy is None:
             spaces = self.env_runner_group.get_spaces()
             spec = self.config.get_rl_module_spec(spaces=spaces, inference_only=True)
             self._greedy = spec.build()
             self._greedy.set_state(self._module_state())
-        batch = {Columns.OBS: torch.as_tensor(np.asarray(observation, np.float32))[None]}
-        action = self._greedy.forward_inference(batch)[Columns.ACTIONS][0]
-        return action.numpy().reshape(self._greedy.action_space.shape)
+        batch = {Columns.OBS: torch.as_tensor(np.asarray(observation))[None]}
+        return self._greedy.forward_inference(batch)[Columns.ACTIONS][0].numpy()
 
     def knowledge(self) -> bytes:
         """Return all parameters of the module, as a safetensors file."""

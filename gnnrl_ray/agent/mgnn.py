@@ -330,9 +330,9 @@ class VectorEncoder(nn.Module):
         self.dim = dim
 
     def plan(self, features: Tensor) -> Plan:
-        """Take all observations float32 [B, ...] for distinct ones."""
+        """Take all observations [B, ...] for distinct ones."""
         which = torch.arange(len(features), device=features.device)
-        return Plan(features, features.flatten(1), (), which)
+        return Plan(features, features.float().flatten(1), (), which)
 
     def forward(self, plan: Plan) -> Tensor:
         """Return the observations, [B, D]."""

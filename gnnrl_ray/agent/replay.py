@@ -53,7 +53,7 @@ class Replay:
             if self._start is None or not np.array_equal(self._start, observations[0]):
                 self._start = observations[0]
             observations[0] = self._start
-            actions = episode.get_actions()
+            actions = [np.ravel(np.float32(action)) for action in episode.get_actions()]
             rewards = np.asarray(episode.get_rewards(), np.float32)
             if self._ranked:
                 infos = episode.get_infos()[1:]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from gnnrl_ray.agent.ddpg import StepsLearner, encoder_of
 from gnnrl_ray.agent.mgnn import perceptron
+from gnnrl_ray.agent.spaces import bounds_of, shaped
 
 _OWN = "sac"  # of the state of a learner
 
@@ -45,8 +46,9 @@ class SACModule(DefaultSACTorchRLModule):
 
     def setup(self) -> None:
         """Build the networks; an env runner needs the policy alone."""
-        space, settings = self.action_space, self.model_config
-        count, hidden, self.twin_q = int(np.prod(space.shape)), settings["hidden"], True
+        settings = self.model_config
+        low, high = bounds_of(self.action_space, self.observation_space)
+        count, hidden, self.twin_q = len(low), settings["hidden"], True
         encoder = partial(encoder_of, self.observation_space, settings)
         self.pi_encoder = _Encoding(encoder())
         dim = self.pi_encoder.encoder.dim
@@ -54,7 +56,6 @@ class SACModule(DefaultSACTorchRLModule):
         if not self.inference_only:
             self.qf_encoder, self.qf_twin_encoder = (_Encoding(encoder()) for _ in "12")
             self.qf, self.qf_twin = (perceptron(dim + count, hidden, 1) for _ in "12")
-        low, high = (torch.tensor(bound).flatten() for bound in (space.low, space.high))
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("span", high - low, persistent=False)
         # Set anew for each episode by the env runner.
@@ -67,18 +68,20 @@ class SACModule(DefaultSACTorchRLModule):
 
     @torch.no_grad()
     def _forward_inference(self, batch: dict, **_: Any) -> dict:
-        mean = self._normal(batch)[0]
-        return {Columns.ACTIONS: self._squashed(mean)}
+        return self._done(self._squashed(self._normal(batch)[0]))
 
     @torch.no_grad()
     def _forward_exploration(self, batch: dict, **_: Any) -> dict:
         mean, scale = self._normal(batch)
         if self.episode < self.model_config["warmup_episodes"]:
             drawn = torch.tensor(self.generator.random(mean.shape), dtype=torch.float32)
-            return {Columns.ACTIONS: self.low + self.span * drawn}
+            return self._done(self.low + self.span * drawn)
         noise = self.generator.normal(size=mean.shape)
         noise = torch.tensor(noise, dtype=torch.float32, device=mean.device)
-        return {Columns.ACTIONS: self._squashed(mean + scale * noise)}
+        return self._done(self._squashed(mean + scale * noise))
+
+    def _done(self, actions: Tensor) -> dict[str, Tensor]:
+        return {Columns.ACTIONS: shaped(actions, self.action_space)}
 
     def _forward_train(self, batch: dict) -> dict:
         inside = 2 * (batch[Columns.ACTIONS] - self.low) / self.span - 1
