@@ -529,14 +529,12 @@ class SearchSettings(Checked):
         return {name: getattr(self, name) for name in self.TRACE}
 
 
-def unknown_setting(name: str, known: Iterable[str]) -> InputError:
+def unknown_setting(name: str, known: Iterable[str], of: str = "a search") -> InputError:
     """Return the error that says what there is instead of ``name``."""
     known = list(known)
     near = difflib.get_close_matches(name, known, 1)
     meant = f"; did you mean {near[0]}?" if near else ";"
-    return InputError(
-        f"{name!r} is no setting of a search{meant} known: {', '.join(known)}."
-    )
+    return InputError(f"{name!r} is no setting of {of}{meant} known: {', '.join(known)}.")
 
 
 Progress = Callable[[int, Any], None]

@@ -3,9 +3,11 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 
-from gnnrl_ray import Budget, PruningEnv
+from gnnrl_ray import Budget, Data, PruningEnv, accuracy
+from gnnrl_ray.errors import InputError
 from gnnrl_ray.scoring.objective import Objective
 
 
@@ -103,11 +105,6 @@ def test_the_observation_is_the_pruned_networks_graph(make, objective):
     assert pruned in env.observation_space
 
 
-def test_timeouts_are_one_of_two(make):
-    with pytest.raises(ValueError, match="got 'ignore'"):
-        make(on_timeout="ignore")
-
-
 def test_two_rollouts_are_the_same(network, groups, digits):
     def rollout():
         objective = Objective(network, groups, digits, budget=0.5)
@@ -150,6 +147,57 @@ def test_any_budget_ends_an_episode(network, groups, digits, rng, limits):
         assert budget.meets(widths)
         used = max(u["cost"] / u["allowed"] for u in budget.usage(widths).values())
         assert used > 0.85
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"objective": None}, "needs `objective`, an Objective or a function"),
+        ({"max_step": 3}, "no setting of the environment; did you mean max_steps"),
+        ({"max_steps": 0}, "max-steps 0 must be at least 1"),
+        ({"max_steps": 1.5}, "max-steps 1.5 is not a whole number"),
+        ({"fit": "no"}, "fit 'no' is not true or false"),
+        ({"on_timeout": "stop"}, "on-timeout 'stop' is not one of 'fit', 'penalty'"),
+        ({"levels": 4}, "levels 4 must be less than 4"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(make, config, message):
+    with pytest.raises(InputError, match=message):
+        make(**config)
+
+
+@pytest.mark.parametrize(
+    "action", [np.zeros(5), np.zeros(7), 0.5, [0.1] * 5 + [np.nan], "x"]
+)
+def test_actions_that_are_none_are_named(make, action):
+    env = make()
+    env.reset()
+    with pytest.raises(InputError, match="an action is 6 shares"):
+        env.step(action)
+
+
+def test_no_step_is_taken_outside_of_an_episode(make):
+    env = make()
+    for _ in range(2):
+        with pytest.raises(gym.error.ResetNeeded, match="call `reset` first"):
+            env.step(np.full(6, 0.9))
+        env.reset()
+        *_, over, _, _ = env.step(np.full(6, 0.9))
+        assert over
+
+
+def test_it_takes_the_objective_itself_with_loaders_of_ones_own(network, groups, digits):
+    """Nobody has chosen how to evaluate: it is right all the same."""
+    loaders = [
+        list(split.take(torch.arange(60)).batches(20))
+        for split in (digits.train, digits.validation)
+    ]
+    objective = Objective(network, groups, Data.of(*loaders), budget=0.5)
+    env = PruningEnv({"objective": objective})
+    env.reset()
+    *_, info = env.step(np.full(6, 0.9))
+    outcome = info["outcome"]
+    assert outcome.accuracy == accuracy(objective.build(outcome.widths), loaders[1])
 
 
 def test_infos_say_what_was_done(make, objective, rng):

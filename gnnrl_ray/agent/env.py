@@ -3,7 +3,8 @@
 Axis letters: E primitive edges, F features of one, G prunable groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +14,10 @@ from gnnrl_ray.graph.facts import GroupFacts
 from gnnrl_ray.graph.hierarchy import HierarchicalGraph, Motif
 from gnnrl_ray.pruning.budget import Budget
 from gnnrl_ray.scoring.objective import Objective
-from gnnrl_ray.settings import TIMEOUTS
+from gnnrl_ray.settings import SearchSettings, unknown_setting
+
+#: of a search, that are settings of the environment
+SETTINGS = ("fit", "on_timeout", "max_steps", "levels")
 
 
 class GraphBox(gym.spaces.Box):
@@ -59,33 +63,42 @@ class PruningEnv(gym.Env):
     shares float32 [G] that were dropped after rounding and fitting.
 
     Args:
-        config: ``objective``, a function that returns the :class:`Objective`;
+        config: ``objective``, an :class:`Objective` or a function that returns it;
             ``fit`` (default True): scale the last step back so that the candidate uses
             its whole budget; ``max_steps`` (default 8); ``on_timeout`` (default
             ``"fit"``): what happens there: all groups are scaled down to the budget,
             or, with ``"penalty"``, the reward is -1 and there is no outcome;
             ``levels`` (default 2) of the graph; ``facts`` (default False): whether the
             observation space has those of the groups, which take a backward pass.
+
+    Raises:
+        InputError: a setting that is not known, or a value that cannot be.
     """
 
-    def __init__(self, config: dict) -> None:
-        settings = {"fit": True, "max_steps": 8, "on_timeout": "fit", "levels": 2}
-        settings["facts"] = False
-        settings |= config
-        if settings["on_timeout"] not in TIMEOUTS:
-            raise InputError(
-                f"`on_timeout` must be fit or penalty, got {settings['on_timeout']!r}."
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        given = {"objective": None, "facts": False} | dict(config or {})
+        objective, facts = given.pop("objective"), given.pop("facts")
+        for name in given.keys() - set(SETTINGS):
+            raise unknown_setting(
+                name, ("objective", "facts", *SETTINGS), "the environment"
             )
-        self.objective: Objective = settings["objective"]()
-        self._fit = settings["fit"]
-        self._max_steps = settings["max_steps"]
-        self._on_timeout = settings["on_timeout"]
-        self._graph = HierarchicalGraph(self.objective.groups, settings["levels"])
+        if not callable(objective):
+            raise InputError(
+                "the environment needs `objective`, an Objective or a function that "
+                f"returns one, in its config; got {objective!r}."
+            )
+        settings = SearchSettings(**given)
+        self.objective = objective if isinstance(objective, Objective) else objective()
+        self._fit = settings.fit
+        self._max_steps = settings.max_steps
+        self._on_timeout = settings.on_timeout
+        self._over = True  # until the first reset
+        self._graph = HierarchicalGraph(self.objective.groups, settings.levels)
         count = len(self.objective.groups.widths)
         self.observation_space = GraphBox(
             self._graph.shape,
             self._graph.levels,
-            self._facts() if settings["facts"] else None,
+            self._facts() if facts else None,
             self.objective.budget,
         )
         self.action_space = gym.spaces.Box(0.0, 1.0, (count,), np.float32)
@@ -107,10 +120,24 @@ class PruningEnv(gym.Env):
         self.objective.remember((options or {}).get("outcomes", ()))
         self._widths = self.objective.groups.widths
         self._steps = 0
+        self._over = False
         return self._graph.features(self._widths), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Drop the shares ``action`` float [G] of what is left of each group."""
+        """Drop the shares ``action`` float [G] of what is left of each group.
+
+        Raises:
+            InputError: the action is of another shape, or not of numbers.
+            gymnasium.error.ResetNeeded: the episode is over, or has not begun.
+        """
+        if self._over:
+            raise gym.error.ResetNeeded("no episode is under way: call `reset` first.")
+        action = np.asarray(action)
+        numbers = action.dtype.kind in "fiu" and not np.isnan(action).any()
+        if action.shape != self._widths.shape or not numbers:
+            raise InputError(
+                f"an action is {len(self._widths)} shares in [0, 1], got {action}."
+            )
         budget, before = self.objective.budget, self._widths
         self._steps += 1
         widths, met = budget.step(self._widths, action, self._fit)
@@ -118,7 +145,7 @@ class PruningEnv(gym.Env):
         if timeout and self._on_timeout == "fit":
             widths = budget.project(widths, budget.min_widths)
             met = True
-        self._widths = widths
+        self._widths, self._over = widths, met or timeout
         observation = self._graph.features(widths)
         info: dict = {"done": (1 - widths / before).astype(np.float32)}
         if not met:

@@ -27,7 +27,7 @@ from gnnrl_ray.agent.ddpg import (
     Hooks,
     noise_of,
 )
-from gnnrl_ray.agent.env import PruningEnv
+from gnnrl_ray.agent.env import SETTINGS, PruningEnv
 from gnnrl_ray.agent.settings import AgentSettings
 from gnnrl_ray.agent.transfer import AGENT_FILE, PRETRAINED
 from gnnrl_ray.errors import InputError
@@ -168,9 +168,8 @@ class Agent:
             settings: of the search.
             objective: a function that returns it.
         """
-        names = ("fit", "on_timeout", "max_steps", "levels")
         chooses = (cls.defaults | settings.agent)["algorithm"] == "wolpertinger"
-        own = {name: getattr(settings, name) for name in names}
+        own = {name: getattr(settings, name) for name in SETTINGS}
         return {"objective": objective, "facts": chooses} | own
 
     @classmethod

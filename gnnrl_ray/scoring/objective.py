@@ -73,8 +73,6 @@ class Objective:
         BudgetError: the budget is out of reach.
     """
 
-    mode = EvaluationMode()
-
     def __init__(
         self,
         network: nn.Module,
@@ -102,6 +100,7 @@ class Objective:
         self._early_stop = early_stop
         self._own = task or OwnTask()
         self._own.check(self._finetune)
+        self.mode = EvaluationMode() if self._has_modes else EvaluationMode("plain")
         batch = None
         if importance == "taylor":
             generator = torch.Generator().manual_seed(seed)
@@ -127,6 +126,11 @@ class Objective:
         made = ("_graph", "_evaluator", "_masked_evaluator")  # anew, where it is needed
         state = {k: v for k, v in self.__dict__.items() if k not in made}
         return state | {"_best": None}
+
+    @property
+    def _has_modes(self) -> bool:
+        """Whether scoring and making batches are ours, and there are faster ways."""
+        return self._own.metric is None and isinstance(self._data.validation, Split)
 
     @property
     def trains(self) -> bool:
@@ -192,8 +196,7 @@ class Objective:
             precision: see :func:`~gnnrl_ray.scoring.evaluation.choose`. What is not ours to
                 score, or to make batches of, is evaluated as it is.
         """
-        if self._own.metric is not None or not isinstance(self._data.validation, Split):
-            self.mode = EvaluationMode("plain")
+        if not self._has_modes:
             return self.mode
         dense = self.groups.widths
         typical = self.budget.project(dense, self.budget.min_widths)
