@@ -293,8 +293,10 @@ def parse_pattern(given: object) -> str:
     Raises:
         InputError: it is not.
     """
+    if not isinstance(given, str | re.Pattern):
+        raise InputError(f"--keep {given!r} is no text; join names by | in one.")
     try:
-        return re.compile(str(given)).pattern
+        return re.compile(given).pattern
     except (re.error, OverflowError, RecursionError) as error:
         raise InputError(f"--keep {given!r} is no regular expression: {error}.") from error
 

@@ -4,6 +4,7 @@ from helpers.networks import count_macs
 from helpers.widths import random_widths
 
 from gnnrl_ray import Budget, SearchSettings, prune, trace
+from gnnrl_ray.errors import InputError
 from gnnrl_ray.pruning.budget import BudgetError
 from gnnrl_ray.zoo import build_network
 
@@ -168,3 +169,22 @@ def test_slopes_are_what_one_more_channel_costs(groups, rng):
                 for limit in budget.limits
             )
             assert slope[group] == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize(
+    ("limits", "settings", "message"),
+    [
+        (0.5, {}, "limits by kind"),
+        ({}, {}, "limits by kind"),
+        ({"flop": 0.5}, {}, "no setting of a budget; did you mean flops"),
+        ({"flops": float("nan")}, {}, "flops nan is not a number"),
+        ({"params": "half"}, {}, "params 'half' is not a number"),
+        ({"latency": 0.5}, {}, "`latency` needs the table"),
+        ({"flops": 0.5}, {"min_keep": 2}, "min-keep 2 must be less than 1"),
+        ({"flops": 0.5}, {"round_to": 0}, "round-to '0' is not"),
+        ({"memory": 0.5}, {"memory_batch": 0}, "memory-batch 0 must be at least 1"),
+    ],
+)
+def test_limits_that_cannot_be_are_named(groups, limits, settings, message):
+    with pytest.raises(InputError, match=message):
+        Budget(groups, limits, **settings)

@@ -51,3 +51,10 @@ def test_memory_is_of_weights_and_of_what_images_take_at_once():
         for images in (1, 7):
             found = costs.memory(np.array([first, second]), images)
             assert found == 4 * (images * held + params)
+
+
+def test_widths_of_other_networks_are_not_counted(costs):
+    for method in (costs.macs, costs.params, costs.activations, costs.memory):
+        for wrong in ([4] * 5, [4] * 7, 4, [[4]]):
+            with pytest.raises(ValueError, match="are 6 numbers of channels"):
+                method(wrong)

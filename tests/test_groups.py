@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gnnrl_ray import Costs, HierarchicalGraph, mask, prune
 from gnnrl_ray.agent.mgnn import GraphEncoder
 from gnnrl_ray.display.report import describe
+from gnnrl_ray.errors import DataError, InputError
 from gnnrl_ray.tracing.groups import trace
 from gnnrl_ray.tracing.operations import FIXED, ZERO, select_channels
 from gnnrl_ray.tracing.symbolic import TraceError
@@ -393,5 +394,30 @@ def test_widths_out_of_range_are_named(groups, bad):
 
 
 def test_widths_of_the_wrong_length(groups):
-    with pytest.raises(ValueError, match="needs 6 entries"):
-        groups.check_widths(groups.widths[:-1])
+    for wrong in (groups.widths[:-1], [[1, 2], [3]], {"conv1": 8}, ["8"] * 6, 8, None):
+        with pytest.raises(ValueError, match="are 6 numbers of channels"):
+            groups.check_widths(wrong)
+
+
+@pytest.mark.parametrize(
+    "shape", [8, "3,8,8", (3, 0, 8), (3, -8, 8), (3, 8.0, 8), torch.zeros(3, 8, 8), ()]
+)
+def test_shapes_that_are_none_are_named(network, shape):
+    with pytest.raises(DataError, match="whole numbers from 1 on"):
+        trace(network, shape)
+
+
+def test_shapes_are_of_any_whole_numbers(network, groups):
+    for shape in (torch.Size([3, 8, 8]), np.array([3, 8, 8]), [3, 8, 8]):
+        assert np.array_equal(trace(network, shape).widths, groups.widths)
+
+
+def test_layers_to_keep_are_one_expression(network):
+    assert trace(network, (3, 8, 8), keep=re.compile("conv1")).whole
+    with pytest.raises(InputError, match=r"join names by \|"):
+        trace(network, (3, 8, 8), keep=["conv1", "fc"])
+
+
+def test_a_network_without_weights_is_named():
+    with pytest.raises(TraceError, match="meta device"):
+        trace(nn.Conv2d(3, 4, 1, device="meta"), (3, 8, 8))

@@ -172,3 +172,9 @@ def test_statistics_are_of_what_is_not_dropped(digits):
         assert not any(module.training for module in network.modules())
     assert torch.equal(dropping[4].running_var, whole[4].running_var)
     assert not torch.equal(whole[4].running_var, torch.ones(8))
+
+
+@pytest.mark.parametrize("steps", [-1, 1.5, "x"])
+def test_steps_that_are_none_are_named(network, digits, steps):
+    with pytest.raises(ValueError, match="`steps` is a whole number from 0 on"):
+        train(network, digits.train, steps=steps)

@@ -4,6 +4,7 @@ Axis letters: B batch, N images, C channels.
 """
 
 import copy
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -163,11 +164,25 @@ class Loader:
 
 
 def shapes_of(input_shape: InputShape) -> tuple[tuple[int, ...], ...]:
-    """Return the shape of each image that a network takes at once."""
-    several = [tuple(shape) for shape in input_shape if isinstance(shape, Sequence)]
-    if several:
-        return tuple(several)
-    return (tuple(side for side in input_shape if not isinstance(side, Sequence)),)
+    """Return the shape of each image that a network takes at once.
+
+    Raises:
+        DataError: it is no shape.
+    """
+    try:
+        several = [tuple(shape) for shape in input_shape if isinstance(shape, Sequence)]
+        shapes = tuple(
+            tuple(operator.index(side) for side in shape)
+            for shape in several or [input_shape]
+        )
+    except TypeError:
+        shapes = ()
+    if not shapes or min((side for shape in shapes for side in shape), default=0) < 1:
+        raise DataError(
+            "the shape of an image is (C, H, W), whole numbers from 1 on, got "
+            f"{input_shape}."
+        )
+    return shapes
 
 
 def each_of(images: Images) -> tuple[Tensor, ...]:

@@ -4,6 +4,7 @@ Axis letters: G prunable groups.
 """
 
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ import numpy as np
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.pruning.costs import Costs
 from gnnrl_ray.pruning.latency import LatencyTable
-from gnnrl_ray.settings import SearchSettings, flag
+from gnnrl_ray.settings import BUDGETS, SearchSettings, flag, unknown_setting
 from gnnrl_ray.tracing.groups import ChannelGroups
 
 # Of each kind of cost: what counts it, and what is counted.
@@ -74,6 +75,7 @@ class Budget:
 
     Raises:
         BudgetError: out of reach; names the smallest that is not.
+        InputError: a kind of cost that is not known, or a value that cannot be.
     """
 
     def __init__(
@@ -86,6 +88,16 @@ class Budget:
         min_keep: float = 0.1,
         round_to: int = 1,
     ) -> None:
+        if not isinstance(limits, Mapping) or not limits:
+            raise InputError(
+                'a budget has its limits by kind, {"flops": 0.5}; there are: '
+                f"{', '.join(BUDGETS)}."
+            )
+        for name in limits.keys() - set(BUDGETS):
+            raise unknown_setting(name, BUDGETS, "a budget")
+        SearchSettings(  # checks the values
+            memory_batch=memory_batch, min_keep=min_keep, round_to=round_to
+        )
         self.groups = groups
         self.costs = Costs(groups)
         self.latency = latency
@@ -127,6 +139,8 @@ class Budget:
         )
 
     def _limit(self, name: str, given: float, counted: Mapping[str, _Counted]) -> Limit:
+        if not isinstance(given, numbers.Real) or math.isnan(given):
+            raise InputError(f"{flag(name)} {given!r} is not a number.")
         if name not in counted:
             raise InputError(f"a limit of `{name}` needs the table that it is counted by.")
         count, unit = counted[name]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gnnrl_ray.errors import InputError
 from gnnrl_ray.tracing.groups import ChannelGroups
 from gnnrl_ray.tracing.operations import FIXED, Operation
 
@@ -23,6 +24,9 @@ class Costs:
     Attributes:
         groups: of the network.
         dense: multiply-accumulates of the dense network.
+
+    Raises:
+        InputError: of each method: ``widths`` of another number of groups.
     """
 
     def __init__(self, groups: ChannelGroups) -> None:
@@ -71,7 +75,10 @@ class Costs:
 
     def _ones(self, widths: np.ndarray) -> np.ndarray:
         """float64 [..., G + 1]: widths, and a one for what is fixed."""
-        ones = np.ones((*np.shape(widths)[:-1], len(self.groups.widths) + 1))
+        shape, count = np.shape(widths), len(self.groups.widths)
+        if shape[-1:] != (count,):
+            raise InputError(f"`widths` are {count} numbers of channels, got {widths!r}.")
+        ones = np.ones((*shape[:-1], count + 1))
         ones[..., :-1] = widths
         return ones
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gnnrl_ray.data import Loader, Split, as_split
 from gnnrl_ray.data.loader import Images, forward, mapped
-from gnnrl_ray.errors import GnnrlError
+from gnnrl_ray.errors import GnnrlError, InputError
 from gnnrl_ray.interrupts import held
 from gnnrl_ray.process import torch_as_it_starts
 from gnnrl_ray.pruning.importance import Loss
@@ -113,6 +113,8 @@ def train(
     network: nn.Module, split: Split | Loader | Iterable, *, steps: int, **options: Any
 ) -> None:
     """Go through a :class:`Training`, which takes the same, to its end."""
+    if type(steps) is not int or steps < 0:
+        raise InputError(f"`steps` is a whole number from 0 on, got {steps!r}.")
     split = _beside(network, split, "training")
     for _ in Training(network, split, steps=steps, **options):
         pass

@@ -112,11 +112,13 @@ class ChannelGroups:
             InputError: wrong number of groups, a width outside 1 .. dense, or one that is
                 not of the group's multiples.
         """
-        widths = np.asarray(widths)
-        if widths.shape[-1:] != self.widths.shape:
-            raise InputError(
-                f"`widths` needs {len(self.widths)} entries, got shape {widths.shape}."
-            )
+        given, count = widths, len(self.widths)
+        try:
+            widths = np.asarray(given)
+        except ValueError:  # lists of different lengths
+            widths = np.asarray(None)
+        if widths.shape[-1:] != (count,) or widths.dtype.kind not in "iuf":
+            raise InputError(f"`widths` are {count} numbers of channels, got {given!r}.")
         wrong = (widths < 1) | (widths > self.widths) | (widths % self.multiple_of != 0)
         if wrong.any():
             g = int(np.argwhere(wrong)[0, -1])
@@ -156,6 +158,7 @@ def trace(
 
     Raises:
         TraceError: names the module, the operation and the line that is not understood.
+        DataError: ``input_shape`` is no shape.
         InputError: ``keep`` is no regular expression, matches no layer, or takes ages.
     """
     input_shape, network = shapes_of(input_shape), unwrapped(network)

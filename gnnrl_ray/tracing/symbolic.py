@@ -350,6 +350,8 @@ def unwrapped(network: nn.Module) -> nn.Module:
         remedy = "give the module that it was made from"
     if remedy is not None:
         raise TraceError(f"a {kind} cannot be pruned, but an nn.Module can; {remedy}.")
+    if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
+        raise TraceError("the network has no weights: it is on the meta device.")
     return getattr(network, "_orig_mod", network)
 
 
