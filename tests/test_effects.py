@@ -135,6 +135,15 @@ def tokens(m, x):
     return m.project(x.flatten(2).transpose(1, 2)).transpose(1, 2)
 
 
+def longer(m, x, after, *before):
+    return (m.wider(x) + torch.cat([*before, x, after], 1))[:, 6:18]
+
+
+def replaced(x, where):
+    x[where] = 0.5
+    return x
+
+
 def gate(m, x):
     return m.wide(x.mean((2, 3), keepdim=True)).sigmoid()
 
@@ -164,9 +173,26 @@ COUNTED = {
     "more pixels": lambda m, x: F.interpolate(m.same(x), size=(x.size(1), 8)),
     "expanded to a shape": lambda m, x: x * gate(m, x).expand(x.shape),
     "expanded to sizes": lambda m, x: x + gate(m, x).expand(*x.shape),
+    "weights expanded": lambda m, x: x * m.scales.expand_as(x) + m.shift.expand_as(x),
+    "weights in its format": lambda m, x: x * m.scales.to(x) + m.shift.type_as(x),
     "expanded and joined": lambda m, x: torch.cat(
         [x, gate(m, x).expand(-1, x.size(1), 8, 8)], 1
     )[:, 6:18],
+    "zeros behind": lambda m, x: longer(m, x, x.new_zeros(x.size(0), 12, *x.shape[2:])),
+    "zeros of its size": lambda m, x: longer(
+        m, x, torch.zeros(x.size(0), 12, x.size(2), x.size(3)).to(x)
+    ),
+    "zeros around": lambda m, x: longer(
+        m, x, *[x.new_zeros(x.size(0), 6, x.size(2), x.size(3))] * 2
+    ),
+    "ones behind": lambda m, x: longer(m, x, x.new_ones(x.size(0), 12, 8, 8)),
+    "places behind": lambda m, x: longer(
+        m, x, torch.arange(x.size(3)).to(x).expand(x.size(0), 12, 8, 8)
+    ),
+    "a number made": lambda m, x: x * torch.full((x.size(0), 1, x.size(2), 1), 0.5).to(x),
+    "set where negative": lambda m, x: replaced(m.same(x), m.same(x) < 0),
+    "set some pixels": lambda m, x: replaced(m.same(x), (..., 0, slice(2, None))),
+    "set some channels": lambda m, x: replaced(m.same(x), (slice(None), slice(4))),
     "numbers in a row": lambda m, x: m.same(x) + torch.arange(x.size(1))[:, None, None],
 }
 
@@ -176,6 +202,10 @@ class Counting(Body):
         super().__init__()
         self.same, self.wide = nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 12, 1)
         self.wider, self.project = nn.Conv2d(12, 24, 1), nn.Linear(12, 12)
+        self.scales, self.shift = (
+            nn.Parameter(torch.rand(12, 1, 1)),
+            nn.Parameter(torch.rand(1)),
+        )
         self.of = body
 
     def body(self, x):
@@ -194,6 +224,17 @@ def test_numbers_of_channels_are_those_of_the_dense_network(written, rng):
         widths = random_widths(groups, rng)
         removed = check_removed_equals_masked(network, SHAPE, groups, widths, x)
         assert count_macs(removed, SHAPE) == Costs(groups).macs(widths)
+
+
+def test_zeros_that_are_joined_are_padding():
+    """What a CIFAR ResNet's shortcuts do, in whatever way it is written."""
+    ways = [
+        COUNTED["zeros behind"],
+        COUNTED["zeros of its size"],
+        lambda m, x: (m.wider(x) + F.pad(x, (0, 0, 0, 0, 0, 12)))[:, 6:18],
+    ]
+    names = {trace(Counting(way), SHAPE).names for way in ways}
+    assert len(names) == 1
 
 
 def doubled(module, inputs, output):

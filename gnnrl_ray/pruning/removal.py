@@ -391,9 +391,12 @@ def insert_masks(
     masks = []
     for op in readers:
         node = nodes[op.name]
-        source = node.all_input_nodes[0]
-        if op.padded and source.name != op.source:
-            continue  # reads what another has padded, from zeros
+        sources = node.all_input_nodes
+        if op.padded:  # beside zeros, or not at all: from what another has padded
+            sources = [n for n in sources if n.name == op.source]
+        if not sources:
+            continue
+        source = sources[0]
         # As many axes follow a layer's inputs as its kernel has.
         kernel = 2 if op.weight is None else get_tensor(graph, op.weight).dim() - 2
         count = len(op.inputs) if flags is None else int(flags[op.inputs].sum())

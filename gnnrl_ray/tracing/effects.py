@@ -18,6 +18,7 @@ from gnnrl_ray.data.loader import InputShape
 from gnnrl_ray.tracing.labels import Labels, Stream, Transit, WholeError
 from gnnrl_ray.tracing.names import (
     COMBINING,
+    CREATING_ALIKE,
     MIXING,
     MOVING,
     REDUCING,
@@ -27,6 +28,7 @@ from gnnrl_ray.tracing.names import (
     layers,
 )
 from gnnrl_ray.tracing.operations import FIXED, RESHAPES, ZERO, select_channels
+from gnnrl_ray.tracing.proxies import set_item
 from gnnrl_ray.tracing.sizes import counts_channels, has_tensor, reads_kernel, spell_out
 from gnnrl_ray.tracing.symbolic import (
     IMAGES,
@@ -125,7 +127,11 @@ def _unknown(flow: Labels, node: fx.Node) -> None:
 
 
 def _skip(flow: Labels, node: fx.Node) -> None:
-    flow.streams[node] = flow.streams[node.all_input_nodes[0]]
+    source = node.all_input_nodes[0]
+    if source in flow.streams:
+        flow.streams[node] = flow.streams[source]
+    else:  # parameters in the format of a tensor
+        _created(flow, node)
 
 
 def _attribute(flow: Labels, node: fx.Node) -> None:
@@ -351,6 +357,8 @@ def _elementwise(flow: Labels, node: fx.Node, kind: str) -> None:
     if shape[axis] != len(main.labels):
         raise flow.whole("a single channel meets several")
     for other in tensors:
+        while other.target == "expand_as" and other not in streams:  # as if it were not
+            other = other.all_input_nodes[0]
         extent = flow.shape(other)[axis] if len(flow.shape(other)) >= -axis else 1
         if other in streams:
             stream = streams[other]
@@ -384,7 +392,7 @@ def _lay_constant(flow: Labels, node: fx.Node, labels: Tensor) -> None:
         flow.lay(str(node.target), labels, axis=axis)
     elif node.target in _ONE_BY_ONE and len(labels) not in _sizes(node):
         for source in node.all_input_nodes:
-            if isinstance(flow.values[source], Tensor):
+            if isinstance(flow.values[source], Tensor) and source not in flow.streams:
                 _lay_constant(flow, source, labels)
     else:
         raise flow.whole("parameters that are calculated with outside of a layer")
@@ -393,19 +401,69 @@ def _lay_constant(flow: Labels, node: fx.Node, labels: Tensor) -> None:
 def _concat(flow: Labels, node: fx.Node) -> None:
     given = flow.arguments("tensors", "dim")
     dim = given.get("dim", given.get("axis", 0)) % len(flow.shape(node))
-    streams: list[Stream] = []
     # Not ``all_input_nodes``: what is joined to itself counts twice.
-    fx.node.map_arg(node.args[0], lambda n: streams.append(flow.stream(n)))
+    parts: list[fx.Node] = []
+    fx.node.map_arg(node.args[0], parts.append)
+    streams = [flow.stream(n) for n in parts if n in flow.streams]
     first = streams[0]
     if any(stream.axis != first.axis for stream in streams):
         raise flow.whole("channels at different axes are joined")
+    zeros = [_is_zeros(flow, n) for n in parts]
+    if len(streams) == 1 and dim == first.axis == 1 and sum(zeros) == len(parts) - 1:
+        indices = [
+            torch.full((flow.shape(n)[1],), ZERO) if z else torch.arange(len(first.labels))
+            for n, z in zip(parts, zeros, strict=True)
+        ]
+        taken, (source,) = torch.cat(indices), [n for n in parts if n in flow.streams]
+        _select(flow, first, flow.mint(len(taken)), taken, source, padded=True)
+        return
+    each = [_joined(flow, n, first.axis) for n in parts]
     labels = first.labels
     if dim == first.axis:
-        labels = torch.cat([stream.labels for stream in streams])
+        labels = torch.cat(each)
     else:
-        for other in streams[1:]:
-            flow.unite(labels, other.labels)
+        for other in each:
+            flow.unite(labels, other)
     flow.record("concat", first.labels, labels, first.axis)
+
+
+def _joined(flow: Labels, node: fx.Node, axis: int) -> Tensor:
+    """Return the labels of what is joined: fixed ones where it comes of no image."""
+    if node in flow.streams:
+        return flow.stream(node).labels
+    flow.read_bare(node)
+    return torch.full((flow.shape(node)[axis],), FIXED)
+
+
+def _is_zeros(flow: Labels, node: fx.Node) -> bool:
+    """Say whether ``node`` is nothing but zeros, whatever the weights are."""
+    while node.op != "call_module" and node.target in _TABLES[_skip]:
+        node = node.all_input_nodes[0]
+    return node.op != "call_module" and node.target in (torch.zeros, "new_zeros")
+
+
+def _created(flow: Labels, node: fx.Node) -> None:
+    """Numbers in the format of a tensor have nothing else of it."""
+    flow.alone.append(node)
+
+
+def _set_item(flow: Labels, node: fx.Node) -> None:
+    """The same number is put where a condition holds, or to some pixels of all channels."""
+    target, index, value = node.args
+    stream, dimensions = flow.stream(target), len(flow.shape(node))
+    if isinstance(value, fx.Node) and flow.shape(value):
+        raise flow.whole("a part of it is replaced by another tensor")
+    listed = index if isinstance(index, tuple) else (index,)
+    if isinstance(index, fx.Node) and flow.shape(index) == flow.shape(node):
+        flow.unite(stream.labels, flow.stream(index, stream.axis).labels)
+    elif not all(isinstance(entry, slice | int) or entry is ... for entry in listed):
+        raise flow.whole("which part of it is replaced is calculated")
+    else:
+        rest = [slice(None)] * (dimensions + 1 - len(listed))
+        along = [e for entry in listed for e in (rest if entry is ... else [entry])]
+        if (along + rest)[stream.axis] != slice(None):
+            raise flow.whole("some of its channels are replaced")
+    flow.record("activation", stream.labels, stream.labels, stream.axis)
 
 
 def _pad(flow: Labels, node: fx.Node) -> None:
@@ -464,6 +522,11 @@ def _mix(flow: Labels, node: fx.Node) -> None:
 
 def _rearrange(flow: Labels, node: fx.Node) -> None:
     source, *others = [n for n in node.all_input_nodes if n in flow.streams]
+    if source is not node.all_input_nodes[0]:
+        if node.target not in _LIKE:
+            raise flow.whole("an index that depends on the image")
+        _created(flow, node)
+        return
     before = flow.streams[source]
     if others and node.target != "expand_as":
         raise flow.whole("an index that depends on the image")
@@ -549,6 +612,7 @@ def _indexes(index: object, axis: int) -> bool:
 
 _CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d}
 _TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+_LIKE = ("expand_as", "view_as", "reshape_as")  # whose second argument has a shape alone
 _NORMS = called("norm")  # of which the second argument is not an axis
 
 
@@ -592,6 +656,8 @@ _TABLES: dict[Callable[[Labels, fx.Node], None], set] = {
     },
     _concat: called("cat", "concat", "concatenate"),
     _stack: {torch.stack},
+    _created: {*CREATING_ALIKE},
+    _set_item: {set_item},
     _pad: {F.pad},
     _padded: {select_channels},
     _rearrange: called(*MOVING) | {

@@ -30,7 +30,7 @@ SCALING = ("mul", "multiply", "div", "divide", "true_divide", "floor_divide", "p
 MOVING = (
     "flatten", "unflatten", "reshape", "squeeze", "unsqueeze", "permute", "transpose",
     "swapaxes", "movedim", "chunk", "split", "tensor_split", "unbind", "narrow", "flip",
-    "roll", "index_select", "repeat_interleave", "select", "t",
+    "fliplr", "rot90", "roll", "index_select", "repeat_interleave", "select", "t",
 )  # fmt: skip
 REDUCING = ("mean", "sum", "amax", "amin", "prod", "logsumexp", "std", "var", "norm")
 MIXING = (
@@ -38,8 +38,12 @@ MIXING = (
     "argsort", "topk", "argmax", "argmin", "median", "quantile", "kthvalue", "cdist",
     "gather", "scatter", "scatter_add", "normalize", "local_response_norm",
     "cosine_similarity", "scaled_dot_product_attention", "multi_head_attention_forward",
-    "unfold", "fold", "cross", "tril", "triu", "dot", "outer", "kron", "bilinear",
+    "unfold", "fold", "cross", "tril", "triu", "dot", "outer", "kron", "bilinear", "diff",
+    "take_along_dim", "var_mean", "std_mean", "group_norm",
 )  # fmt: skip
+# Of torch, what makes a tensor of numbers; of a tensor, what does so in its format.
+CREATING = ("zeros", "ones", "full", "empty", "arange", "linspace", "eye", "tensor")
+CREATING_ALIKE = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
 
 
 def called(*names: str, in_place: bool = False) -> set:

@@ -9,8 +9,13 @@ import math
 import operator
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
 
+import torch
 from torch import Tensor, fx
+
+from gnnrl_ray.tracing.names import CREATING
 
 
 def _in_place(function: Callable[..., object]) -> Callable[..., object]:
@@ -103,6 +108,32 @@ class AttributeProxy(_Knowing, fx.proxy.Attribute):
     def value(self) -> object:
         """What the attribute is."""
         return getattr(self.root.value, self.attr)
+
+
+@contextmanager
+def creation_followed() -> Iterator[None]:
+    """Let tensors of sizes that are read from others be recorded: torch asks no proxy."""
+
+    def followed(create: Callable) -> Callable:
+        def call(*args: object, **kwargs: object) -> object:
+            tracers: list[fx.Tracer] = []
+
+            def look(argument: object) -> None:
+                if is_proxy(argument):
+                    tracers.append(argument.tracer)
+
+            fx.node.map_aggregate((args, kwargs), look)
+            if not tracers:
+                return create(*args, **kwargs)
+            return tracers[0].create_proxy("call_function", create, args, kwargs)
+
+        return call
+
+    with ExitStack() as stack:
+        for name in CREATING:
+            ours = followed(getattr(torch, name))
+            stack.enter_context(patch.object(torch, name, ours))
+        yield
 
 
 def set_item(x: Tensor, index: object, value: object) -> Tensor:

@@ -23,6 +23,7 @@ from gnnrl_ray.tracing.plain import with_plain_layers
 from gnnrl_ray.tracing.proxies import (
     Aliases,
     ValueProxy,
+    creation_followed,
     is_proxy,
     tensors_in,
     values_of,
@@ -77,7 +78,7 @@ class _Tracer(fx.Tracer):
         self._names = {id(tensor): name for name, tensor in tensors}
         before = set(vars(root))
         try:
-            with torch.no_grad(), functions_followed(root):
+            with torch.no_grad(), functions_followed(root), creation_followed():
                 return super().trace(root, concrete_args)
         finally:
             # fx leaves constants on the network that it traces; code may leave proxies.
