@@ -139,6 +139,10 @@ def longer(m, x, after, *before):
     return (m.wider(x) + torch.cat([*before, x, after], 1))[:, 6:18]
 
 
+def stacked(*tensors):
+    return torch.cat([each.unsqueeze_(1) for each in tensors], 1)
+
+
 def replaced(x, where):
     x[where] = 0.5
     return x
@@ -175,6 +179,13 @@ COUNTED = {
     "expanded to sizes": lambda m, x: x + gate(m, x).expand(*x.shape),
     "weights expanded": lambda m, x: x * m.scales.expand_as(x) + m.shift.expand_as(x),
     "weights in its format": lambda m, x: x * m.scales.to(x) + m.shift.type_as(x),
+    "a pixel for all": lambda m, x: x[:, :1].expand_as(x) + x[:, :1].expand_as(x),
+    "tiled": lambda m, x: x * gate(m, x).tile(1, 1, 8, 8)[..., None].squeeze(-1),
+    "more axes": lambda m, x: x * m.project(x.mean((2, 3)))[..., None, None],
+    "axes in place": lambda m, x: stacked(m.same(x), m.wide(x)).sum(1),
+    "layers made": lambda m, x: nn.Softmax(dim=2)(nn.ReLU()(nn.MaxPool2d(3, 1, 1)(x))),
+    "conditions": lambda m, x: x * ((x > 0) & ~(m.same(x) > 1)),
+    "turned": lambda m, x: torch.fliplr(x.swapdims(2, 3).moveaxis(1, -1)).moveaxis(-1, 1),
     "expanded and joined": lambda m, x: torch.cat(
         [x, gate(m, x).expand(-1, x.size(1), 8, 8)], 1
     )[:, 6:18],

@@ -340,6 +340,11 @@ def _add(flow: Labels, node: fx.Node) -> None:
     _elementwise(flow, node, "add")
 
 
+def _expand_as(flow: Labels, node: fx.Node) -> None:
+    """As many channels as another tensor has, which may lose some."""
+    _elementwise(flow, node, "reshape")
+
+
 def _multiply(flow: Labels, node: fx.Node) -> None:
     _elementwise(flow, node, "multiply")
 
@@ -357,8 +362,6 @@ def _elementwise(flow: Labels, node: fx.Node, kind: str) -> None:
     if shape[axis] != len(main.labels):
         raise flow.whole("a single channel meets several")
     for other in tensors:
-        while other.target == "expand_as" and other not in streams:  # as if it were not
-            other = other.all_input_nodes[0]
         extent = flow.shape(other)[axis] if len(flow.shape(other)) >= -axis else 1
         if other in streams:
             stream = streams[other]
@@ -450,19 +453,16 @@ def _created(flow: Labels, node: fx.Node) -> None:
 def _set_item(flow: Labels, node: fx.Node) -> None:
     """The same number is put where a condition holds, or to some pixels of all channels."""
     target, index, value = node.args
-    stream, dimensions = flow.stream(target), len(flow.shape(node))
+    stream = flow.stream(target)
     if isinstance(value, fx.Node) and flow.shape(value):
         raise flow.whole("a part of it is replaced by another tensor")
     listed = index if isinstance(index, tuple) else (index,)
     if isinstance(index, fx.Node) and flow.shape(index) == flow.shape(node):
         flow.unite(stream.labels, flow.stream(index, stream.axis).labels)
-    elif not all(isinstance(entry, slice | int) or entry is ... for entry in listed):
+    elif not all(isinstance(e, slice | int | None) or e is ... for e in listed):
         raise flow.whole("which part of it is replaced is calculated")
-    else:
-        rest = [slice(None)] * (dimensions + 1 - len(listed))
-        along = [e for entry in listed for e in (rest if entry is ... else [entry])]
-        if (along + rest)[stream.axis] != slice(None):
-            raise flow.whole("some of its channels are replaced")
+    elif _taken_along(index, len(flow.shape(node)))[stream.axis] != slice(None):
+        raise flow.whole("some of its channels are replaced")
     flow.record("activation", stream.labels, stream.labels, stream.axis)
 
 
@@ -522,14 +522,9 @@ def _mix(flow: Labels, node: fx.Node) -> None:
 
 def _rearrange(flow: Labels, node: fx.Node) -> None:
     source, *others = [n for n in node.all_input_nodes if n in flow.streams]
-    if source is not node.all_input_nodes[0]:
-        if node.target not in _LIKE:
-            raise flow.whole("an index that depends on the image")
-        _created(flow, node)
-        return
     before = flow.streams[source]
-    if others and node.target != "expand_as":
-        raise flow.whole("an index that depends on the image")
+    if others or source is not node.all_input_nodes[0]:
+        raise flow.whole("an index or a shape that depends on the image")
     direct = isinstance(before, Stream)
     if isinstance(before, Stream):
         shape = flow.shape(source)
@@ -560,11 +555,13 @@ def _rearrange(flow: Labels, node: fx.Node) -> None:
         _select(flow, origin, origin.labels[taken], taken, before.source)
         return
     each, rest = divmod(len(taken), channels)
+    indexed = node.target is operator.getitem
     in_order = torch.arange(channels).repeat_interleave(each)
     if direct and not rest and torch.equal(taken, in_order):
         if any(counts_channels(flow, n) for i, n in enumerate(sizes) if i != axis):
             return  # a quotient that is right for the dense network only
-        if node.target is operator.getitem and _indexes(node.args[1], origin.axis):
+        entries = _taken_along(node.args[1], len(shape)) if indexed else []
+        if indexed and entries[origin.axis] != slice(None):
             raise flow.whole("channels and pixels are sliced at once")
         flow.record("reshape", origin.labels, origin.labels[taken], axis)
 
@@ -604,15 +601,18 @@ def _along_one_axis(channel: Tensor) -> tuple[int, Tensor | None]:
     return 0, None
 
 
-def _indexes(index: object, axis: int) -> bool:
-    """Say whether ``index`` of a tensor spells out what it takes along ``axis``."""
+def _taken_along(index: object, dimensions: int) -> list:
+    """Return what ``index`` of a tensor takes along each of its axes."""
     listed = index if isinstance(index, tuple) else (index,)
-    return len(listed) > axis and listed[axis] not in (slice(None), Ellipsis)
+    listed = [entry for entry in listed if entry is not None]
+    rest = [slice(None)] * (dimensions - sum(entry is not ... for entry in listed))
+    if any(entry is ... for entry in listed):
+        return [e for entry in listed for e in (rest if entry is ... else [entry])]
+    return listed + rest
 
 
 _CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d}
 _TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
-_LIKE = ("expand_as", "view_as", "reshape_as")  # whose second argument has a shape alone
 _NORMS = called("norm")  # of which the second argument is not an axis
 
 
@@ -649,11 +649,14 @@ _TABLES: dict[Callable[[Labels, fx.Node], None], set] = {
     _function_norm: {F.batch_norm, F.instance_norm},
     _group_norm: {nn.GroupNorm},
     _layer_norm: {nn.LayerNorm, F.layer_norm, nn.RMSNorm, F.rms_norm},
-    _add: called(*COMBINING, in_place=True) | {operator.iadd, operator.isub},
+    _add: called(*COMBINING, in_place=True) | {
+        operator.iadd, operator.isub, operator.iand, operator.ior, operator.ixor,
+    },
     _multiply: called(*SCALING, in_place=True) | {
         operator.imul, operator.ipow, operator.truediv, operator.itruediv,
         operator.floordiv, operator.ifloordiv, operator.mod, operator.imod,
     },
+    _expand_as: {"expand_as"},
     _concat: called("cat", "concat", "concatenate"),
     _stack: {torch.stack},
     _created: {*CREATING_ALIKE},
@@ -662,7 +665,7 @@ _TABLES: dict[Callable[[Labels, fx.Node], None], set] = {
     _padded: {select_channels},
     _rearrange: called(*MOVING) | {
         nn.Flatten, nn.Unflatten, nn.ChannelShuffle, F.channel_shuffle,
-        torch.channel_shuffle, operator.getitem, "view", "expand", "expand_as", "repeat",
+        torch.channel_shuffle, operator.getitem, "view", "expand", "repeat",
         "view_as", "reshape_as",
     },
     _mix: layers("PixelShuffle", "PixelUnshuffle") | {F.pixel_shuffle, F.pixel_unshuffle},

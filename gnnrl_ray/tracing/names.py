@@ -18,19 +18,22 @@ UNARY = (
     "clamp_min", "clamp_max", "clip", "square", "neg", "sin", "cos", "tan", "atan", "erf",
     "floor", "ceil", "round", "trunc", "nan_to_num", "masked_fill", "logical_not",
     "zeros_like", "ones_like", "full_like", "empty_like", "isnan", "isinf", "isfinite",
+    "bitwise_not", "invert",
 )  # fmt: skip
 # One number of several, at the same place.
 COMBINING = (
     "add", "sub", "rsub", "maximum", "minimum", "where", "addcmul", "addcdiv", "lerp", "gt",
     "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "atan2", "hypot", "fmod",
-    "remainder", "heaviside", "copysign", "copy",
+    "remainder", "heaviside", "copysign", "copy", "logical_xor", "bitwise_and",
+    "bitwise_or", "bitwise_xor", "and_", "or_", "xor",
 )  # fmt: skip
 SCALING = ("mul", "multiply", "div", "divide", "true_divide", "floor_divide", "pow")
 # What moves positions about.
 MOVING = (
     "flatten", "unflatten", "reshape", "squeeze", "unsqueeze", "permute", "transpose",
     "swapaxes", "movedim", "chunk", "split", "tensor_split", "unbind", "narrow", "flip",
-    "fliplr", "rot90", "roll", "index_select", "repeat_interleave", "select", "t",
+    "fliplr", "rot90", "roll", "index_select", "moveaxis", "swapdims", "hsplit", "vsplit",
+    "dsplit", "tile", "broadcast_to", "repeat_interleave", "select", "t",
 )  # fmt: skip
 REDUCING = ("mean", "sum", "amax", "amin", "prod", "logsumexp", "std", "var", "norm")
 MIXING = (
@@ -39,7 +42,8 @@ MIXING = (
     "gather", "scatter", "scatter_add", "normalize", "local_response_norm",
     "cosine_similarity", "scaled_dot_product_attention", "multi_head_attention_forward",
     "unfold", "fold", "cross", "tril", "triu", "dot", "outer", "kron", "bilinear", "diff",
-    "take_along_dim", "var_mean", "std_mean", "group_norm",
+    "take_along_dim", "var_mean", "std_mean", "group_norm", "broadcast_tensors",
+    "hstack", "vstack", "dstack", "column_stack",
 )  # fmt: skip
 # Of torch, what makes a tensor of numbers; of a tensor, what does so in its format.
 CREATING = ("zeros", "ones", "full", "empty", "arange", "linspace", "eye", "tensor")

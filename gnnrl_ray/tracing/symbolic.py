@@ -40,6 +40,10 @@ _LEAVES = _HOOKS | {"_parameters", "_modules"}  # no tensor of these is calculat
 # What makes numbers of tensors; those then depend on the image.
 _READS = ("item", "tolist", "__bool__", "__int__", "__float__")
 
+# Of a tensor, where it stays.
+_VIEWS_IN_PLACE = (
+    "squeeze_", "unsqueeze_", "transpose_", "t_", "swapaxes_", "swapdims_",
+)  # fmt: skip
 _REORDERING = {"view": "reshape", "view_as": "reshape_as"}
 
 
@@ -76,6 +80,7 @@ class _Tracer(fx.Tracer):
     def trace(self, root: nn.Module, concrete_args: dict | None = None) -> fx.Graph:
         tensors = [*root.named_buffers(), *root.named_parameters()]
         self._names = {id(tensor): name for name, tensor in tensors}
+        self._installed = {id(module) for module in root.modules()}
         before = set(vars(root))
         try:
             with torch.no_grad(), functions_followed(root), creation_followed():
@@ -105,7 +110,8 @@ class _Tracer(fx.Tracer):
         return self._computing or threading.get_ident() != self._thread
 
     def call_module(self, m, forward, args, kwargs):
-        if self._idle:
+        made = id(m) not in self._installed and not any(m.parameters())
+        if self._idle or made:  # on the way, as ``nn.ReLU()(x)``: what it does is followed
             return forward(*args, **kwargs)
         try:
             result = super().call_module(m, forward, args, kwargs)
@@ -134,6 +140,13 @@ class _Tracer(fx.Tracer):
     def create_proxy(self, kind, target, args, kwargs, *names, **settings):
         if target in (*RESHAPES, "expand"):
             args, kwargs = _one_by_one(args, kwargs)
+        if kind == "call_method" and target in _VIEWS_IN_PLACE:
+            # What is looked at otherwise from now on is the same tensor.
+            changed, target = args[0], target.removesuffix("_")
+            viewed = self.create_proxy(kind, target, args, kwargs, *names, **settings)
+            if type(changed) is ValueProxy:
+                changed.node, changed.value = viewed.node, viewed.value
+            return viewed
         given, named = values_of(args), values_of(kwargs)
         read = tensors_in(given) + tensors_in(named)
         versions = [tensor._version for tensor in read]
