@@ -189,6 +189,11 @@ COUNTED = {
     "expanded and joined": lambda m, x: torch.cat(
         [x, gate(m, x).expand(-1, x.size(1), 8, 8)], 1
     )[:, 6:18],
+    "as many as images": lambda m, x: x.view(len(x), 12, -1).view(len(x), *x.shape[1:]),
+    "zeros for each image": lambda m, x: longer(m, x, torch.zeros(len(x), 12, 8, 8).to(x)),
+    "named arguments": lambda m, x: torch.stack(
+        tensors=torch.cat(tensors=[x, m.same(x)], dim=1).cpu().chunk(chunks=2, dim=1), dim=2
+    ).sum(2),
     "zeros behind": lambda m, x: longer(m, x, x.new_zeros(x.size(0), 12, *x.shape[2:])),
     "zeros of its size": lambda m, x: longer(
         m, x, torch.zeros(x.size(0), 12, x.size(2), x.size(3)).to(x)
@@ -432,6 +437,14 @@ def test_what_would_be_wrong_is_left_whole_and_says_why(kind, reason):
 def test_what_is_not_known_is_refused():
     with pytest.raises(TraceError, match=r"max_pool2d_with_indices in .*unknown"):
         trace(Indices(), SHAPE)
+
+
+def test_images_one_by_one_are_refused():
+    def body(m, x):
+        return torch.stack([each * 2 for each in x])
+
+    with pytest.raises(TraceError, match="goes through images one by one"):
+        trace(Counting(body), SHAPE)
 
 
 class Regularised(Body):

@@ -88,6 +88,12 @@ class Reference:
             raise TraceError(
                 f"{what} cannot be run on {_IMAGES} images: {reason}"
             ) from error
+        shapes = [[list(t.shape) for t in found] for found in (outputs, self.outputs)]
+        if shapes[0] != shapes[1]:
+            raise TraceError(
+                f"{what} returns tensors of shapes {shapes[0]} where the network returns "
+                f"{shapes[1]}: code that goes through images one by one cannot be followed."
+            )
         difference = _difference(outputs, self.outputs)
         if difference > tolerance:
             difference = self._difference_in_double(other, difference)

@@ -194,7 +194,7 @@ def _stack(flow: Labels, node: fx.Node) -> None:
     given, shape = flow.arguments("tensors", "dim"), flow.shape(node)
     dim = given.get("dim", 0) % len(shape)
     streams: list[Stream] = []
-    fx.node.map_arg(node.args[0], lambda n: streams.append(flow.stream(n)))
+    fx.node.map_arg(flow.tensors(), lambda n: streams.append(flow.stream(n)))
     first = streams[0]
     for other in streams[1:]:
         if other.axis != first.axis:
@@ -406,7 +406,7 @@ def _concat(flow: Labels, node: fx.Node) -> None:
     dim = given.get("dim", given.get("axis", 0)) % len(flow.shape(node))
     # Not ``all_input_nodes``: what is joined to itself counts twice.
     parts: list[fx.Node] = []
-    fx.node.map_arg(node.args[0], parts.append)
+    fx.node.map_arg(flow.tensors(), parts.append)
     streams = [flow.stream(n) for n in parts if n in flow.streams]
     first = streams[0]
     if any(stream.axis != first.axis for stream in streams):
@@ -678,8 +678,8 @@ _TABLES: dict[Callable[[Labels, fx.Node], None], set] = {
     _skip: layers("Identity", "Dropout", "AlphaDropout", "FeatureAlphaDropout") | {
         F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout,
         F.feature_alpha_dropout, "torchvision.ops.stochastic_depth:stochastic_depth",
-        "contiguous", "clone", "detach", "to",
-        "type", "type_as", "float", "half", "double", "bfloat16", torch.clone,
+        "contiguous", "clone", "detach", "to", "cpu", "cuda", "type", "type_as", "float",
+        "half", "double", "bfloat16", "bool", "int", "long", torch.clone,
     },
 }  # fmt: skip
 _RULES = {target: rule for rule, table in _TABLES.items() for target in table}

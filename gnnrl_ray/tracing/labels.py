@@ -8,6 +8,7 @@ Axis letters: C channels of one operation.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -231,6 +232,10 @@ class Labels:
             key: fx.node.map_arg(value, lambda n: self.values.get(n, n))
             for key, value in given.items()
         }
+
+    def tensors(self) -> Any:
+        """Return the nodes that the current one joins, in order."""
+        return self.node.args[0] if self.node.args else self.node.kwargs["tensors"]
 
     def settings(self, *names: str) -> dict:
         """Return the current node's arguments by name, or attributes of its module."""

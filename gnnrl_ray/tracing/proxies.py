@@ -5,6 +5,7 @@ or loop over a shape ends the trace, and what is changed in place is recorded as
 not. These carry the value that the operation really returned.
 """
 
+import builtins
 import math
 import operator
 import weakref
@@ -111,8 +112,16 @@ class AttributeProxy(_Knowing, fx.proxy.Attribute):
 
 
 @contextmanager
-def creation_followed() -> Iterator[None]:
-    """Let tensors of sizes that are read from others be recorded: torch asks no proxy."""
+def numbers_followed() -> Iterator[None]:
+    """Let be recorded what Python and torch do with numbers without asking a proxy.
+
+    That is how many images there are, by ``len``, and tensors of sizes that are read from
+    others.
+    """
+
+    def counted(x: object) -> object:
+        images = is_proxy(x) and isinstance(x.value, Tensor)
+        return x.size(0) if images else count(x)
 
     def followed(create: Callable) -> Callable:
         def call(*args: object, **kwargs: object) -> object:
@@ -129,7 +138,9 @@ def creation_followed() -> Iterator[None]:
 
         return call
 
+    count = len
     with ExitStack() as stack:
+        stack.enter_context(patch.object(builtins, "len", counted))
         for name in CREATING:
             ours = followed(getattr(torch, name))
             stack.enter_context(patch.object(torch, name, ours))

@@ -23,8 +23,8 @@ from gnnrl_ray.tracing.plain import with_plain_layers
 from gnnrl_ray.tracing.proxies import (
     Aliases,
     ValueProxy,
-    creation_followed,
     is_proxy,
+    numbers_followed,
     tensors_in,
     values_of,
 )
@@ -83,7 +83,7 @@ class _Tracer(fx.Tracer):
         self._installed = {id(module) for module in root.modules()}
         before = set(vars(root))
         try:
-            with torch.no_grad(), functions_followed(root), creation_followed():
+            with torch.no_grad(), functions_followed(root), numbers_followed():
                 return super().trace(root, concrete_args)
         finally:
             # fx leaves constants on the network that it traces; code may leave proxies.
