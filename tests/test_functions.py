@@ -56,7 +56,12 @@ class Rounded(Function):
         return gradient
 
 
+def gated(x):
+    return x * torch.sigmoid(x)
+
+
 swish = Swish.apply
+scripted, compiled = torch.jit.script(gated), torch.compile(gated, backend="eager")
 
 
 class Net(nn.Module):
@@ -90,14 +95,17 @@ class Estimated(nn.Module):
 
 @pytest.mark.parametrize(
     "function",
-    [Swish.apply, ByName(), ByClass(), lambda x: swish(x), lambda x: Scaled.apply(x, 0.5)],
-)
+    [
+        Swish.apply, ByName(), ByClass(), lambda x: swish(x),
+        lambda x: Scaled.apply(x, 0.5), lambda x: scripted(x), lambda x: compiled(x),
+    ],
+)  # fmt: skip
 def test_they_are_followed_and_learn_as_they_did(function):
     torch.manual_seed(0)
     network = shaken(Net(function)).double()
-    before = vars(Function)["apply"], swish
+    before = vars(Function)["apply"], swish, scripted, compiled
     groups = trace(network, SHAPE)
-    assert (vars(Function)["apply"], swish) == before
+    assert (vars(Function)["apply"], swish, scripted, compiled) == before
     assert groups.names == ("first", "second")
     x = torch.randn(2, *SHAPE, dtype=torch.double)
     smaller = prune(network, groups, np.array([4, 2]))

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from helpers.networks import outputs, shaken
 from test_properties import check_costs, check_removed_equals_masked
 from torch import nn
+from torch.autograd import Variable
 
 from gnnrl_ray import prune, trace
 from gnnrl_ray.tracing.symbolic import TraceError, symbolic
@@ -145,6 +146,49 @@ def test_shapes_are_known():
     torch.manual_seed(0)
     network, x = shaken(Asks()).double(), torch.randn(5, *SHAPE, dtype=torch.double)
     assert torch.equal(outputs(symbolic(network, SHAPE), x), outputs(network, x))
+
+
+OLD = {
+    "variable": lambda m, x: Variable(m.b(x), requires_grad=False),
+    "as_tensor": lambda m, x: torch.as_tensor(m.b(x)),
+    "tensor": lambda m, x: torch.tensor(x.size(2)) * x,
+    "new": lambda m, x: x * x.new(1).fill_(2),
+}
+
+
+class Old(Body):
+    def __init__(self, written):
+        super().__init__()
+        self.written = written
+
+    def body(self, x):
+        return self.written(self, x)
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct")
+@pytest.mark.parametrize("way", OLD)
+def test_old_ways_to_make_tensors_are_followed(way):
+    """C takes what is said to be a tensor for the memory of one."""
+    torch.manual_seed(0)
+    network, x = shaken(Old(OLD[way])).double(), torch.randn(3, *SHAPE, dtype=torch.double)
+    builtin = len, isinstance, vars(type(Variable)).get("__call__")
+    groups = trace(network, SHAPE)
+    assert (len, isinstance, vars(type(Variable)).get("__call__")) == builtin
+    check_removed_equals_masked(network, SHAPE, groups, groups.widths // 2, x)
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        lambda m, x: torch.zeros(1).new_tensor(m.b.weight).sum() * x,
+        lambda m, x: torch.from_numpy(x.detach().numpy()),
+        lambda m, x: torch.vmap(torch.relu)(x),
+        lambda m, x: torch.Tensor(x),
+    ],
+)
+def test_what_torch_cannot_be_asked_is_an_error(unknown):
+    with pytest.raises(TraceError):
+        trace(Old(unknown), SHAPE)
 
 
 class Looks(Body):

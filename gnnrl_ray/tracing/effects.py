@@ -680,6 +680,7 @@ _TABLES: dict[Callable[[Labels, fx.Node], None], set] = {
         F.feature_alpha_dropout, "torchvision.ops.stochastic_depth:stochastic_depth",
         "contiguous", "clone", "detach", "to", "cpu", "cuda", "type", "type_as", "float",
         "half", "double", "bfloat16", "bool", "int", "long", torch.clone,
+        torch.tensor, torch.as_tensor, torch.asarray,
     },
 }  # fmt: skip
 _RULES = {target: rule for rule, table in _TABLES.items() for target in table}

@@ -1,9 +1,9 @@
-"""``torch.autograd.Function``: operations of the user's own, which C calls out of sight."""
+"""What C calls out of sight: ``torch.autograd.Function``, and what torch has compiled."""
 
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from types import BuiltinMethodType, MethodType, ModuleType
+from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
 from unittest.mock import patch
 
 import torch
@@ -22,6 +22,7 @@ def functions_followed(network: nn.Module) -> Iterator[None]:
 
     Their ``backward`` is not: one that says something else than autograd does, as a
     straight-through estimator, would be lost, so a function with such a one is an error.
+    What has been scripted or compiled of Python is followed as it was written.
 
     Args:
         network: that is traced; it and all code may call functions by names of their own.
@@ -36,6 +37,10 @@ def functions_followed(network: nn.Module) -> Iterator[None]:
         return _forward(cls, args)
 
     with ExitStack() as stack:
+        for owner in _own_code(network):
+            for name, value in list(vars(owner).items()):
+                if (written := _as_written(value)) is not None:
+                    stack.enter_context(patch.object(owner, name, written))
         for owner in _owners(network):
             for name, value in list(vars(owner).items()):
                 static = type(value) is staticmethod
@@ -46,6 +51,22 @@ def functions_followed(network: nn.Module) -> Iterator[None]:
                     stack.enter_context(patch.object(owner, name, ours))
         stack.enter_context(patch.object(Function, "apply", classmethod(apply)))
         yield
+
+
+def _own_code(network: nn.Module) -> Iterable[ModuleType]:
+    """Return the files that the network's classes are written in, but for torch's."""
+    kinds = {kind for module in network.modules() for kind in type(module).__mro__}
+    names = {k.__module__ for k in kinds if not k.__module__.startswith("torch.")}
+    return [m for m in map(sys.modules.get, sorted(names)) if type(m) is ModuleType]
+
+
+def _as_written(value: object) -> object | None:
+    """Return the function that ``value`` was compiled from, if it was."""
+    if type(value) is torch.jit.ScriptFunction:
+        return getattr(value, "_torchdynamo_inline", None)
+    if type(value) is FunctionType:
+        return vars(value).get("_torchdynamo_orig_callable")
+    return None
 
 
 def _owners(network: nn.Module) -> Iterable[object]:

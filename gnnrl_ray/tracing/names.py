@@ -46,8 +46,11 @@ MIXING = (
     "hstack", "vstack", "dstack", "column_stack",
 )  # fmt: skip
 # Of torch, what makes a tensor of numbers; of a tensor, what does so in its format.
-CREATING = ("zeros", "ones", "full", "empty", "arange", "linspace", "eye", "tensor")
-CREATING_ALIKE = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+CREATING = (
+    "zeros", "ones", "full", "empty", "arange", "linspace", "eye", "tensor", "as_tensor",
+    "asarray",
+)  # fmt: skip
+CREATING_ALIKE = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "new")
 
 
 def called(*names: str, in_place: bool = False) -> set:

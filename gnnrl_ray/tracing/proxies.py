@@ -11,10 +11,12 @@ import operator
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx
+from torch.autograd import Variable
 
 from gnnrl_ray.tracing.names import CREATING
 
@@ -32,9 +34,6 @@ def _in_place(function: Callable[..., object]) -> Callable[..., object]:
 
 class _Knowing:
     """Answers what Python asks of its own accord, which cannot be recorded."""
-
-    # ``isinstance`` asks this; a tensor is what most code wants to see.
-    __class__ = property(lambda self: type(self.value))
 
     def __getattr__(self, name: str) -> "AttributeProxy":
         # Or ``hasattr`` would find whatever code asks for, as for a tensor of its own kind.
@@ -112,22 +111,27 @@ class AttributeProxy(_Knowing, fx.proxy.Attribute):
 
 
 @contextmanager
-def numbers_followed() -> Iterator[None]:
-    """Let be recorded what Python and torch do with numbers without asking a proxy.
+def proxies_understood() -> Iterator[None]:
+    """Let Python and torch take proxies for what they stand for where these are not asked.
 
-    That is how many images there are, by ``len``, and tensors of sizes that are read from
-    others.
+    ``isinstance`` says what that is an instance of. In Python alone: C, told that a proxy
+    is a tensor, would read its memory as that of one. Recorded are ``len`` of images and
+    tensors of sizes that are read from others.
     """
+    count, is_of = len, isinstance
 
-    def counted(x: object) -> object:
-        images = is_proxy(x) and isinstance(x.value, Tensor)
+    def is_instance(x: object, kinds: Any) -> bool:
+        return is_of(x, kinds) or (is_proxy(x) and is_of(x.value, kinds))
+
+    def length(x: Any) -> Any:
+        images = is_proxy(x) and is_of(x.value, Tensor)
         return x.size(0) if images else count(x)
 
     def followed(create: Callable) -> Callable:
         def call(*args: object, **kwargs: object) -> object:
             tracers: list[fx.Tracer] = []
 
-            def look(argument: object) -> None:
+            def look(argument: Any) -> None:
                 if is_proxy(argument):
                     tracers.append(argument.tracer)
 
@@ -138,12 +142,18 @@ def numbers_followed() -> Iterator[None]:
 
         return call
 
-    count = len
+    def variable(cls: type, *args: Any, **kwargs: Any) -> object:
+        proxy = bool(args) and is_proxy(args[0])
+        return args[0] if proxy else type.__call__(cls, *args, **kwargs)
+
     with ExitStack() as stack:
-        stack.enter_context(patch.object(builtins, "len", counted))
         for name in CREATING:
             ours = followed(getattr(torch, name))
             stack.enter_context(patch.object(torch, name, ours))
+        kind = type(Variable)  # of which tensors were once made, and still are in old code
+        stack.enter_context(patch.object(kind, "__call__", variable, create=True))
+        stack.enter_context(patch.object(builtins, "len", length))
+        stack.enter_context(patch.object(builtins, "isinstance", is_instance))
         yield
 
 
@@ -154,7 +164,7 @@ def set_item(x: Tensor, index: object, value: object) -> Tensor:
 
 
 def is_proxy(argument: object) -> bool:
-    """Say whether ``argument`` stands for something; ``isinstance`` is told what."""
+    """Say whether ``argument`` stands for something."""
     return type(argument) in (ValueProxy, AttributeProxy)
 
 

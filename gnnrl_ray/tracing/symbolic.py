@@ -24,7 +24,7 @@ from gnnrl_ray.tracing.proxies import (
     Aliases,
     ValueProxy,
     is_proxy,
-    numbers_followed,
+    proxies_understood,
     tensors_in,
     values_of,
 )
@@ -83,7 +83,7 @@ class _Tracer(fx.Tracer):
         self._installed = {id(module) for module in root.modules()}
         before = set(vars(root))
         try:
-            with torch.no_grad(), functions_followed(root), numbers_followed():
+            with torch.no_grad(), functions_followed(root), proxies_understood():
                 return super().trace(root, concrete_args)
         finally:
             # fx leaves constants on the network that it traces; code may leave proxies.
