@@ -1,12 +1,14 @@
 import copy
+from types import MethodType
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from gnnrl_ray import prune, trace
+from gnnrl_ray import mask, prune, trace
 from gnnrl_ray.tracing.symbolic import (
     ShapeRun,
     TraceError,
@@ -116,3 +118,34 @@ def test_graphs_stay_what_they_are():
     graph = symbolic(nn.Sequential(nn.Conv2d(3, 4, 1)), (3, 4, 4))
     assert symbolic(graph, (3, 4, 4)) is graph
     assert closed_in(symbolic(copy.deepcopy(graph), (3, 4, 4), skip=True)) == ()
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.fc(self.b(self.a(x)).mean((2, 3)))
+
+
+def test_a_forward_may_be_of_one_module_alone():
+    """What is written over its class's, as some packages do to networks of torchvision."""
+    x, widths = torch.randn(3, 3, 8, 8), np.array([5, 4])
+    network = Plain()
+    network.forward = MethodType(
+        lambda m, x: m.fc(m.b(m.a(x).relu()).amax((2, 3))), network
+    )
+    network.b.forward = MethodType(lambda m, x: nn.Conv2d.forward(m, x).tanh(), network.b)
+    assert torch.equal(symbolic(network, (3, 8, 8))(x), network(x))
+    groups = trace(network, (3, 8, 8))
+    assert groups.names == ("a", "b")
+    removed = prune(network, groups, widths)
+    assert torch.allclose(removed(x), mask(network, groups, widths)(x), atol=1e-6)
+    network.b.forward = MethodType(
+        lambda m, x: nn.Conv2d.forward(m, x).softmax(1), network.b
+    )
+    groups = trace(network, (3, 8, 8))
+    assert groups.names == ("a",)
+    assert "softmax" in groups.whole["b"]

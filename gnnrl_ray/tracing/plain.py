@@ -89,6 +89,7 @@ def _all_given(layer: nn.Module, tensors: dict[str, object]) -> bool:
 def _as_torchs_own(layer: nn.Module) -> nn.Module:
     """Return a layer of the class of torch that ``layer``'s derives from, sharing all."""
     plain = copy.copy(layer)
+    vars(plain).pop("forward", None)  # of this one alone, in place of its class's
     plain.__class__ = next(
         base
         for base in type(layer).__mro__

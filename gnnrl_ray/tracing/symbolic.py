@@ -93,13 +93,16 @@ class _Tracer(fx.Tracer):
                     self.constants[name] = value
 
     def create_args_for_root(self, root_fn, is_module, concrete_args=None):
+        forward = self.root.forward  # which it may have of its own, and not of its class
         # Parameters that get no image have their defaults, or are missed when it is run.
-        bound = inspect.signature(root_fn).bind_partial(self.root, *self._images)
+        bound = inspect.signature(forward).bind_partial(*self._images)
         self._inputs = dict(zip(_names(bound), self._images, strict=True))
         inputs = [self.create_proxy("placeholder", name, (), {}) for name in self._inputs]
-        return root_fn, [self.root, *inputs]
+        return lambda _, *given: forward(*given), [self.root, *inputs]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if "forward" in vars(m):  # torch's own layer may do something else by that
+            return module_qualified_name in self._closed
         return module_qualified_name in self._closed or super().is_leaf_module(
             m, module_qualified_name
         )
@@ -440,12 +443,10 @@ def _flags(node: fx.Node) -> list:
 
 
 def _names(bound: inspect.BoundArguments) -> list[str]:
-    """Return a name for each argument but the first, which is the network."""
-    (_, first), *named = bound.arguments.items()
-    more = first[1:] if isinstance(first, tuple) else ()  # of ``forward(*images)``
-    names = [f"image_{number}" for number in range(len(more))]
-    for name, value in named:
-        several = isinstance(value, tuple)
+    """Return a name for each argument."""
+    names = []
+    for name, value in bound.arguments.items():
+        several = isinstance(value, tuple)  # of ``forward(self, *images)``
         names += [f"{name}_{n}" for n in range(len(value))] if several else [name]
     return names
 
