@@ -1,8 +1,5 @@
 """What every operation does to channels.
 
-Views, splits and shuffles need no rules: they run on the positions of their input, and
-where the positions end up says all.
-
 Axis letters: C channels of one operation.
 """
 
@@ -15,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from gnnrl_ray.data.loader import InputShape
-from gnnrl_ray.tracing.labels import Labels, Stream, Transit, WholeError
+from gnnrl_ray.tracing import moves
+from gnnrl_ray.tracing.labels import Labels, Stream, WholeError
 from gnnrl_ray.tracing.names import (
     COMBINING,
     CREATING_ALIKE,
+    KEEPING,
     MIXING,
     MOVING,
     REDUCING,
@@ -27,9 +26,9 @@ from gnnrl_ray.tracing.names import (
     called,
     layers,
 )
-from gnnrl_ray.tracing.operations import FIXED, RESHAPES, ZERO, select_channels
+from gnnrl_ray.tracing.operations import FIXED, select_channels
 from gnnrl_ray.tracing.proxies import set_item
-from gnnrl_ray.tracing.sizes import counts_channels, has_tensor, reads_kernel, spell_out
+from gnnrl_ray.tracing.sizes import has_tensor, reads_kernel, spell_out
 from gnnrl_ray.tracing.symbolic import (
     IMAGES,
     TraceError,
@@ -136,7 +135,7 @@ def _skip(flow: Labels, node: fx.Node) -> None:
 
 def _attribute(flow: Labels, node: fx.Node) -> None:
     """The tensor itself, or the same with axes in another order; nothing else is known."""
-    rules = {"data": _skip, "T": _rearrange, "mT": _rearrange}
+    rules = {"data": _skip, "T": moves.rearrange, "mT": moves.rearrange}
     rules.get(node.args[1], _unknown)(flow, node)
 
 
@@ -187,21 +186,6 @@ def _softmax(flow: Labels, node: fx.Node) -> None:
 
 def _mixing(flow: Labels, node: fx.Node) -> None:
     raise flow.whole("an operation that mixes channels")
-
-
-def _stack(flow: Labels, node: fx.Node) -> None:
-    """Tensors side by side along an axis of their own."""
-    given, shape = flow.arguments("tensors", "dim"), flow.shape(node)
-    dim = given.get("dim", 0) % len(shape)
-    streams: list[Stream] = []
-    fx.node.map_arg(flow.tensors(), lambda n: streams.append(flow.stream(n)))
-    first = streams[0]
-    for other in streams[1:]:
-        if other.axis != first.axis:
-            raise flow.whole("channels at different axes are joined")
-        flow.unite(first.labels, other.labels)
-    axis = first.axis + (dim <= first.axis)
-    flow.record("concat", first.labels, first.labels, axis)
 
 
 def _pool(flow: Labels, node: fx.Node) -> None:
@@ -393,7 +377,7 @@ def _lay_constant(flow: Labels, node: fx.Node, labels: Tensor) -> None:
     elif node.op == "get_attr":
         axis = next(a for a, extent in enumerate(shape) if extent == len(labels))
         flow.lay(str(node.target), labels, axis=axis)
-    elif node.target in _ONE_BY_ONE and len(labels) not in _sizes(node):
+    elif node.target in _ONE_BY_ONE and len(labels) not in moves.sizes_given(node):
         for source in node.all_input_nodes:
             if isinstance(flow.values[source], Tensor) and source not in flow.streams:
                 _lay_constant(flow, source, labels)
@@ -401,214 +385,9 @@ def _lay_constant(flow: Labels, node: fx.Node, labels: Tensor) -> None:
         raise flow.whole("parameters that are calculated with outside of a layer")
 
 
-def _concat(flow: Labels, node: fx.Node) -> None:
-    given = flow.arguments("tensors", "dim")
-    dim = given.get("dim", given.get("axis", 0)) % len(flow.shape(node))
-    # Not ``all_input_nodes``: what is joined to itself counts twice.
-    parts: list[fx.Node] = []
-    fx.node.map_arg(flow.tensors(), parts.append)
-    streams = [flow.stream(n) for n in parts if n in flow.streams]
-    first = streams[0]
-    if any(stream.axis != first.axis for stream in streams):
-        raise flow.whole("channels at different axes are joined")
-    zeros = [_is_zeros(flow, n) for n in parts]
-    if len(streams) == 1 and dim == first.axis == 1 and sum(zeros) == len(parts) - 1:
-        indices = [
-            torch.full((flow.shape(n)[1],), ZERO) if z else torch.arange(len(first.labels))
-            for n, z in zip(parts, zeros, strict=True)
-        ]
-        taken, (source,) = torch.cat(indices), [n for n in parts if n in flow.streams]
-        _select(flow, first, flow.mint(len(taken)), taken, source, padded=True)
-        return
-    each = [_joined(flow, n, first.axis) for n in parts]
-    labels = first.labels
-    if dim == first.axis:
-        labels = torch.cat(each)
-    else:
-        for other in each:
-            flow.unite(labels, other)
-    flow.record("concat", first.labels, labels, first.axis)
-
-
-def _joined(flow: Labels, node: fx.Node, axis: int) -> Tensor:
-    """Return the labels of what is joined: fixed ones where it comes of no image."""
-    if node in flow.streams:
-        return flow.stream(node).labels
-    flow.read_bare(node)
-    return torch.full((flow.shape(node)[axis],), FIXED)
-
-
-def _is_zeros(flow: Labels, node: fx.Node) -> bool:
-    """Say whether ``node`` is nothing but zeros, whatever the weights are."""
-    while node.op != "call_module" and node.target in _TABLES[_skip]:
-        node = node.all_input_nodes[0]
-    return node.op != "call_module" and node.target in (torch.zeros, "new_zeros")
-
-
 def _created(flow: Labels, node: fx.Node) -> None:
     """Numbers in the format of a tensor have nothing else of it."""
     flow.alone.append(node)
-
-
-def _set_item(flow: Labels, node: fx.Node) -> None:
-    """The same number is put where a condition holds, or to some pixels of all channels."""
-    target, index, value = node.args
-    stream = flow.stream(target)
-    if isinstance(value, fx.Node) and flow.shape(value):
-        raise flow.whole("a part of it is replaced by another tensor")
-    listed = index if isinstance(index, tuple) else (index,)
-    if isinstance(index, fx.Node) and flow.shape(index) == flow.shape(node):
-        flow.unite(stream.labels, flow.stream(index, stream.axis).labels)
-    elif not all(isinstance(e, slice | int | None) or e is ... for e in listed):
-        raise flow.whole("which part of it is replaced is calculated")
-    elif _taken_along(index, len(flow.shape(node)))[stream.axis] != slice(None):
-        raise flow.whole("some of its channels are replaced")
-    flow.record("activation", stream.labels, stream.labels, stream.axis)
-
-
-def _pad(flow: Labels, node: fx.Node) -> None:
-    """Zeros around channels make a fresh stream, not a tie.
-
-    Were the channels behind the padding tied to those before it, all stages of a
-    CIFAR ResNet would be one group.
-    """
-    source = node.all_input_nodes[0]
-    stream = flow.stream(source)
-    given = flow.arguments("input", "pad", "mode", "value")
-    pad, at = list(given["pad"]), 2 * (len(flow.shape(source)) - 1 - stream.axis)
-    before, after = (*pad[at : at + 2], 0, 0)[:2]
-    if not (before or after):
-        flow.record("pool", stream.labels, stream.labels, stream.axis)
-        return
-    plain = given.get("mode", "constant") == "constant" and not given.get("value")
-    if not plain or stream.axis != 1 or any(pad[:at]) or min(before, after) < 0:
-        raise flow.whole("channels padded other than with zeros")
-    taken = F.pad(torch.arange(len(stream.labels)), (before, after), value=ZERO)
-    _select(flow, stream, flow.mint(len(taken)), taken, source, padded=True)
-
-
-def _select(
-    flow: Labels, stream: Stream, outputs: Tensor, taken: Tensor, source: fx.Node,
-    padded: bool = False,
-) -> None:  # fmt: skip
-    flow.record(
-        "select", stream.labels, outputs, stream.axis, taken=taken.numpy(),
-        source=source.name, padded=padded,
-    )  # fmt: skip
-
-
-def _padded(flow: Labels, node: fx.Node) -> None:
-    source, index = node.all_input_nodes
-    taken = flow.values[index]
-    outputs = flow.mint(len(taken))
-    _select(flow, flow.stream(source, 1), outputs, taken, source, padded=True)
-
-
-def _mix(flow: Labels, node: fx.Node) -> None:
-    """Pixels become channels or channels pixels, a block of them at a time."""
-    labels = flow.stream(node.all_input_nodes[0], 1).labels
-    if len(flow.shape(node)) != 4:
-        raise flow.whole("pixels shuffled in other than batches of images")
-    before, after = len(labels), flow.shape(node)[1]
-    if after >= before:
-        outputs = labels.repeat_interleave(after // before)
-    else:
-        blocks = labels.view(after, -1)
-        for other in blocks.T[1:]:
-            flow.unite(blocks.T[0], other)
-        outputs = blocks[:, 0]
-    flow.record("reshape", labels, outputs)
-
-
-def _rearrange(flow: Labels, node: fx.Node) -> None:
-    source, *others = [n for n in node.all_input_nodes if n in flow.streams]
-    before = flow.streams[source]
-    if others or source is not node.all_input_nodes[0]:
-        raise flow.whole("an index or a shape that depends on the image")
-    direct = isinstance(before, Stream)
-    if isinstance(before, Stream):
-        shape = flow.shape(source)
-        before = Transit(source, torch.arange(shape.numel()).view(shape))
-    try:
-        positions = _rerun(flow, node, source, before.positions)
-    except (RuntimeError, TypeError) as error:
-        raise flow.whole(f"positions cannot be followed ({error})") from error
-    flow.streams[node] = Transit(before.source, positions)
-    sizes, origin = _sizes(node), flow.stream(before.source)
-    if not isinstance(positions, Tensor):
-        return
-    shape, channels = flow.shape(before.source), len(origin.labels)
-    stride = math.prod(shape[origin.axis + 1 :])
-    axis, taken = _along_one_axis(positions // stride % channels)
-    if taken is None:
-        return
-    every = torch.arange(shape.numel()).view(shape)
-    if axis == origin.axis and torch.equal(positions, every.index_select(axis, taken)):
-        made_by = flow.operations[origin.operation].operation
-        if made_by.padded and made_by.taken is not None:
-            # Two steps of one: padding, and a selection of what is padded.
-            first = next(n for n in flow.graph.graph.nodes if n.name == made_by.source)
-            taken = torch.from_numpy(made_by.taken)[taken]
-            outputs = flow.mint(len(taken))
-            _select(flow, flow.stream(first, 1), outputs, taken, first, padded=True)
-            return
-        _select(flow, origin, origin.labels[taken], taken, before.source)
-        return
-    each, rest = divmod(len(taken), channels)
-    indexed = node.target is operator.getitem
-    in_order = torch.arange(channels).repeat_interleave(each)
-    if direct and not rest and torch.equal(taken, in_order):
-        if any(counts_channels(flow, n) for i, n in enumerate(sizes) if i != axis):
-            return  # a quotient that is right for the dense network only
-        entries = _taken_along(node.args[1], len(shape)) if indexed else []
-        if indexed and entries[origin.axis] != slice(None):
-            raise flow.whole("channels and pixels are sliced at once")
-        flow.record("reshape", origin.labels, origin.labels[taken], axis)
-
-
-def _rerun(flow: Labels, node: fx.Node, source: fx.Node, positions: object) -> object:
-    """Apply ``node`` to ``positions`` in place of what ``source`` returned."""
-
-    def value(n: fx.Node) -> object:
-        return positions if n is source else flow.values[n]
-
-    args = fx.node.map_arg(node.args, value)
-    kwargs = fx.node.map_arg(node.kwargs, value)
-    if node.op == "call_module":
-        return flow.graph.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)
-
-
-def _sizes(node: fx.Node) -> list:
-    """Return the sizes that a view spells out, numbers and nodes."""
-    if node.target not in RESHAPES:
-        return []
-    given = node.args[1:] or tuple(node.kwargs.values())
-    return list(given[0] if isinstance(given[0], tuple | list) else given)
-
-
-def _along_one_axis(channel: Tensor) -> tuple[int, Tensor | None]:
-    """Find the axis along which alone ``channel`` varies, and its values there.
-
-    The first axis is the batch and has no channels. ``None`` if there is no such axis.
-    """
-    for axis in range(1, channel.dim()):
-        flat = channel.movedim(axis, 0).flatten(1)
-        if (flat == flat[:, :1]).all():
-            return axis, flat[:, 0]
-    return 0, None
-
-
-def _taken_along(index: object, dimensions: int) -> list:
-    """Return what ``index`` of a tensor takes along each of its axes."""
-    listed = index if isinstance(index, tuple) else (index,)
-    listed = [entry for entry in listed if entry is not None]
-    rest = [slice(None)] * (dimensions - sum(entry is not ... for entry in listed))
-    if any(entry is ... for entry in listed):
-        return [e for entry in listed for e in (rest if entry is ... else [entry])]
-    return listed + rest
 
 
 _CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d}
@@ -657,31 +436,27 @@ _TABLES: dict[Callable[[Labels, fx.Node], None], set] = {
         operator.floordiv, operator.ifloordiv, operator.mod, operator.imod,
     },
     _expand_as: {"expand_as"},
-    _concat: called("cat", "concat", "concatenate"),
-    _stack: {torch.stack},
+    moves.concat: called("cat", "concat", "concatenate"),
+    moves.stack: {torch.stack},
     _created: {*CREATING_ALIKE},
-    _set_item: {set_item},
-    _pad: {F.pad},
-    _padded: {select_channels},
-    _rearrange: called(*MOVING) | {
+    moves.replaced: {set_item},
+    moves.pad: {F.pad},
+    moves.padded: {select_channels},
+    moves.rearrange: called(*MOVING) | {
         nn.Flatten, nn.Unflatten, nn.ChannelShuffle, F.channel_shuffle,
         torch.channel_shuffle, operator.getitem, "view", "expand", "repeat",
         "view_as", "reshape_as",
     },
-    _mix: layers("PixelShuffle", "PixelUnshuffle") | {F.pixel_shuffle, F.pixel_unshuffle},
+    moves.mix: layers("PixelShuffle", "PixelUnshuffle") | {
+        F.pixel_shuffle, F.pixel_unshuffle,
+    },
     _mixing: called(*MIXING) | {
         operator.matmul, nn.MultiheadAttention, nn.LocalResponseNorm, nn.CosineSimilarity,
         nn.Bilinear, nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.LSTM, nn.GRU,
         nn.RNN, nn.Softmax2d, nn.Unfold, nn.Fold,
     },
     # Leave values as they are, so that nothing is recorded of them.
-    _skip: layers("Identity", "Dropout", "AlphaDropout", "FeatureAlphaDropout") | {
-        F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout,
-        F.feature_alpha_dropout, "torchvision.ops.stochastic_depth:stochastic_depth",
-        "contiguous", "clone", "detach", "to", "cpu", "cuda", "type", "type_as", "float",
-        "half", "double", "bfloat16", "bool", "int", "long", torch.clone,
-        torch.tensor, torch.as_tensor, torch.asarray,
-    },
+    _skip: KEEPING | layers("Identity", "Dropout", "AlphaDropout", "FeatureAlphaDropout"),
 }  # fmt: skip
 _RULES = {target: rule for rule, table in _TABLES.items() for target in table}
 # Each number of the result comes of the one at the same place in what it is made of.

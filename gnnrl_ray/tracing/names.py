@@ -70,3 +70,13 @@ def layers(*names: str) -> set:
         f"{name}{dimensions}" for name in names for dimensions in ("", "1d", "2d", "3d")
     }
     return {getattr(nn, name) for name in every if hasattr(nn, name)}
+
+
+# What leaves values as they are, or puts them into another format or place.
+KEEPING = {
+    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout,
+    F.feature_alpha_dropout, "torchvision.ops.stochastic_depth:stochastic_depth",
+    "contiguous", "clone", "detach", "to", "cpu", "cuda", "type", "type_as", "float",
+    "half", "double", "bfloat16", "bool", "int", "long", torch.clone, torch.tensor,
+    torch.as_tensor, torch.asarray,
+}  # fmt: skip
