@@ -120,6 +120,15 @@ def test_graphs_stay_what_they_are():
     assert closed_in(symbolic(copy.deepcopy(graph), (3, 4, 4), skip=True)) == ()
 
 
+def test_layers_that_are_made_anew_each_time_are_named():
+    class Anew(Plain):
+        def forward(self, x):
+            return super().forward(nn.Conv2d(3, 3, 1)(x))
+
+    with pytest.raises(TraceError, match="not installed as a submodule"):
+        trace(Anew(), (3, 8, 8))
+
+
 class Plain(nn.Module):
     def __init__(self):
         super().__init__()

@@ -518,7 +518,8 @@ class DDPG(Algorithm):
             spec = self.config.get_rl_module_spec(spaces=spaces, inference_only=True)
             self._greedy = spec.build()
             self._greedy.set_state(self._module_state())
-        batch = {Columns.OBS: torch.as_tensor(np.asarray(observation))[None]}
+        seen = np.asarray(observation, self._greedy.observation_space.dtype)
+        batch = {Columns.OBS: torch.from_numpy(seen)[None]}
         return self._greedy.forward_inference(batch)[Columns.ACTIONS][0].numpy()
 
     def knowledge(self) -> bytes:

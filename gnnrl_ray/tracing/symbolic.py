@@ -113,7 +113,8 @@ class _Tracer(fx.Tracer):
         return self._computing or threading.get_ident() != self._thread
 
     def call_module(self, m, forward, args, kwargs):
-        made = id(m) not in self._installed and not any(m.parameters())
+        weighted = next(m.parameters(), None) is not None
+        made = id(m) not in self._installed and not weighted
         if self._idle or made:  # on the way, as ``nn.ReLU()(x)``: what it does is followed
             return forward(*args, **kwargs)
         try:
