@@ -1,6 +1,7 @@
 """A fused network returns what the network returns."""
 
 import copy
+import operator
 
 import pytest
 import torch
@@ -198,3 +199,40 @@ def test_random_networks(recipe, seed):
         found = outputs(fuse(removed, shape, torch.float32), images(shape))
     scale = expected.abs().max()
     assert torch.allclose(found / scale, expected / scale, atol=1e-4)
+
+
+def _set(y):
+    y[y < 0] = 0
+    return y
+
+
+class Changed(nn.Module):
+    """What a convolution reads is changed in place before what is behind it is done."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.classifier = nn.BatchNorm2d(8), nn.Linear(8, 4)
+        self.change = change
+
+    def forward(self, x):
+        y = self.a(x)
+        behind = self.b(y)
+        y = self.change(y)
+        return self.classifier((y + self.norm(behind).relu()).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set, torch.relu_, lambda y: y.add_(1), lambda y: operator.iadd(y, 1),
+        lambda y: F.relu(y, inplace=True), lambda y: F.hardtanh(y, 0, 1, True),
+        nn.ReLU(inplace=True), lambda y: y.zero_(),
+    ],
+)  # fmt: skip
+def test_nothing_is_read_after_it_has_been_changed(change):
+    torch.manual_seed(0)
+    network, x = shaken(Changed(change)), torch.randn(3, 3, 8, 8)
+    graph = trace(network, (3, 8, 8)).graph_of(network)
+    fused = fuse(graph, (3, 8, 8), torch.float32)
+    assert torch.allclose(fused(x.clone()), network(x.clone()), atol=1e-5)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from gnnrl_ray.tracing.proxies import set_item
 from gnnrl_ray.tracing.symbolic import ShapeRun, get_tensor
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -28,6 +29,11 @@ _ACTIVATIONS: dict[object, tuple[str, list[float]]] = {
 _FUNCTIONS = {
     None: lambda x: x, "relu": F.relu_, "hardtanh": F.relu6, "swish": F.silu,
     "hardswish": F.hardswish,
+}  # fmt: skip
+_IN_PLACE = {
+    set_item, operator.iadd, operator.isub, operator.imul, operator.itruediv,
+    operator.ifloordiv, operator.ipow, operator.imod, operator.iand, operator.ior,
+    operator.ixor,
 }  # fmt: skip
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -102,6 +108,8 @@ class Fusion:
         self._nodes = self._without_identities()
         self._chains: dict[fx.Node, _Chain] = {}  # by the last of their nodes
         self._taken: set[fx.Node] = set()  # by one or the other of them
+        self._places = {node: place for place, node in enumerate(self._nodes)}
+        self._changing = [n for n in self._nodes if _changes(n, self._module(n))]
         for node in self._nodes:
             if _fits(self._module(node)):
                 chain = self._follow(node)
@@ -185,10 +193,20 @@ class Fusion:
         return chain
 
     def _only_user(self, chain: _Chain) -> fx.Node | None:
-        """Take the last node of ``chain``; return what alone reads it, if that is free."""
+        """Take the last node of ``chain``; return what alone reads it, if that is free.
+
+        A chain is done where it ends: what it begins with must not be changed by then.
+        """
         self._taken.add(chain.tail)
         users = set(chain.tail.users)
-        return users.pop() if len(users) == 1 and not users & self._taken else None
+        if len(users) != 1 or users & self._taken:
+            return None
+        (user,) = users
+        begin, end = self._places[chain.convolution], self._places[user]
+        between = (n for n in self._changing if begin < self._places[n] < end)
+        if any(node is not chain.tail for node in between):
+            return None
+        return user
 
     def _adds(self, node: fx.Node) -> bool:
         """Say whether ``node`` adds two tensors of one shape."""
@@ -292,6 +310,16 @@ class Fusion:
             ):  # fmt: skip
                 self._copied.append((there, now))
         return copied
+
+
+def _changes(node: fx.Node, module: nn.Module | None) -> bool:
+    """Say whether ``node`` may change what it reads in place."""
+    if module is not None:
+        return getattr(module, "inplace", not type(module).__module__.startswith("torch."))
+    flags = (*node.args, *node.kwargs.values())  # ``inplace`` has a place of its own
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    known = node.target in _IN_PLACE or str(name).endswith("_")
+    return node.op.startswith("call") and (known or any(flag is True for flag in flags))
 
 
 def _convolve(

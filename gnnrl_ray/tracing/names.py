@@ -18,7 +18,7 @@ UNARY = (
     "clamp_min", "clamp_max", "clip", "square", "neg", "sin", "cos", "tan", "atan", "erf",
     "floor", "ceil", "round", "trunc", "nan_to_num", "masked_fill", "logical_not",
     "zeros_like", "ones_like", "full_like", "empty_like", "isnan", "isinf", "isfinite",
-    "bitwise_not", "invert",
+    "bitwise_not", "invert", "zero", "fill",
 )  # fmt: skip
 # One number of several, at the same place.
 COMBINING = (
