@@ -1,3 +1,4 @@
+import copy
 import gc
 import pickle
 import threading
@@ -18,6 +19,7 @@ from gnnrl_ray import (
     mask,
     prune,
     trace,
+    train,
 )
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.pruning.budget import BudgetError
@@ -222,3 +224,31 @@ def test_sensitivities_are_what_taylor_says_of_all_channels(network, groups, dig
         by_hand *= np.array([channels.sum() for channels in each]) ** (1 / 32)
     assert found[0] == pytest.approx(by_hand)
     assert (found[0] > 0).all()
+
+
+class Normalising(nn.Module):
+    """Changes its images in place."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x.sub_(0.4).mul_(1.5))
+
+
+@pytest.mark.parametrize("mode", ["plain", "float32", "bfloat16", "masked"])
+def test_images_stay_what_they_are(network, digits, mode):
+    """Or every candidate would be scored on others, and an epoch change the next."""
+    network = Normalising(network)
+    groups = trace(network, digits.input_shape)
+    masked = mode == "masked"
+    for finetune in ["recalibrate"] if masked else ["recalibrate", 2]:
+        objective = Objective(network, groups, digits, budget=0.5, finetune=finetune)
+        objective.mode = EvaluationMode("float32" if masked else mode, 64, masked)
+        assert len({objective.accuracy(groups.widths // 2) for _ in range(3)}) == 1
+    loader = list(digits.validation.batches(50))
+    before = [images.clone() for images, _ in loader]
+    assert len({accuracy(network, loader) for _ in range(2)}) == 1
+    train(copy.deepcopy(network), loader, steps=2)
+    assert all(torch.equal(a, b) for a, (b, _) in zip(before, loader, strict=True))

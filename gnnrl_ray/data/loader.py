@@ -7,7 +7,7 @@ import copy
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -149,10 +149,12 @@ class Loader:
                     f"the {self.name} loader has to yield images as floating-point "
                     f"tensors [B, C, H, W], but yields {described(each)}."
                 )
-        return mapped(self._move, images), mapped(self._move, targets)
+        # Copies: a network may change images in place, and a list yields them again.
+        copied = mapped(partial(self._move, copy=True), images)
+        return copied, mapped(self._move, targets)
 
-    def _move(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
+    def _move(self, tensor: Tensor, copy: bool = False) -> Tensor:
+        return tensor.to(self.device, non_blocking=True, copy=copy)
 
     def add_to(self, digest: Any) -> None:
         """Add the shapes of the first batch to a digest of ``hashlib``, and its size.

@@ -314,6 +314,7 @@ def symbolic(
             break
     _follow_mode(graph, network, tracer, closed)
     _free_of_order(graph)
+    _spare_images(graph, images)
     graph._tracer_cls = None  # any will do for who unpickles it
     plain = with_plain_layers(graph, network)
     vars(network).update(tracer.constants)
@@ -387,6 +388,19 @@ def _one_by_one(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     args = (*args, *(kwargs[name] for name in names if name in kwargs))
     kwargs = {name: value for name, value in kwargs.items() if name not in names}
     return tuple(list(a) if isinstance(a, tuple | list) else a for a in args), kwargs
+
+
+def _spare_images(graph: fx.Graph, images: Iterable[Tensor]) -> None:
+    """Let ``graph`` change copies of images where the network changes ``images`` in place.
+
+    Whoever runs it may have use for them again.
+    """
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for node, image in zip(inputs, images, strict=True):
+        if image._version:
+            with graph.inserting_before(inputs[-1].next):
+                copied = graph.call_method("clone", (node,))
+            node.replace_all_uses_with(copied, lambda user, own=copied: user is not own)
 
 
 def _free_of_order(graph: fx.Graph) -> None:
