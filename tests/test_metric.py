@@ -98,6 +98,27 @@ def test_a_score_of_ones_own_decides(regressor, loaders, tmp_path, method, finet
     assert again.history[:5].equals(found.history)
 
 
+def test_what_a_score_does_to_the_network_is_not_kept(regressor, loaders, tmp_path):
+    """Neither of the dense one, which is the caller's, nor of the one that is returned."""
+
+    def careless(network, validation):
+        network.train()  # statistics follow
+        found = explained(network, validation)
+        for parameter in network.parameters():
+            parameter.zero_()
+        return found
+
+    before = copy.deepcopy(regressor.state_dict())
+    found = search(
+        regressor, loaders, score=Metric(careless, "R2", low=-1), loss=loss, finetune=3,
+        method="random", out=tmp_path / "run", **SHORT,
+    )  # fmt: skip
+    after = regressor.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    again = careless(copy.deepcopy(found.network), loaders[1])
+    assert found.best.measured == pytest.approx(again, abs=1e-5)
+
+
 @pytest.mark.parametrize("method", ["random", "gnn-rl"])
 @pytest.mark.parametrize("kind", ["score", "finetune"])
 def test_what_fails_late_is_named_and_costs_nothing_else(

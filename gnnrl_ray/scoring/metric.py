@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gnnrl_ray.errors import InputError
+from gnnrl_ray.tracing.symbolic import copied
 
 # (network, validation data as it was given) -> a number, or several by name.
 ScoreFunction = Callable[[nn.Module, Any], float | Mapping[str, float]]
@@ -27,8 +28,8 @@ class Metric:
         search(network, loaders, score=Metric(mean_iou, "mIoU"))
 
     Attributes:
-        function: of a network in evaluation mode and the validation data as it was given;
-            returns a number, or several by name, of which that called ``name`` counts and
+        function: of a copy of a network, in evaluation mode, and the validation data as it
+            was given; returns a number, or several by name, of which that called ``name`` counts and
             the others are kept in the journal. The network is called as the dense one is.
         name: what it is called.
         low: that it cannot be below, as where nothing has been learnt.
@@ -55,9 +56,10 @@ class Metric:
         Raises:
             ScoreError: it raised, or its score is no number within the bounds.
         """
+        shown = copied(network)  # whose statistics, say, may follow what it is shown
         try:
             with torch.no_grad():
-                found = self.function(network, validation)
+                found = self.function(shown, validation)
         except Exception as error:
             raise ScoreError(
                 f"{self.name}: the score function raised {type(error).__name__}: {error}"
