@@ -29,8 +29,9 @@ class Metric:
 
     Attributes:
         function: of a copy of a network, in evaluation mode, and the validation data as it
-            was given; returns a number, or several by name, of which that called ``name`` counts and
-            the others are kept in the journal. The network is called as the dense one is.
+            was given; returns a number, or several by name, of which that called ``name``
+            counts and the others are kept in the journal. The network is called as the
+            dense one is.
         name: what it is called.
         low: that it cannot be below, as where nothing has been learnt.
         high: that it cannot be above.
