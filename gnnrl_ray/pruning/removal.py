@@ -24,10 +24,12 @@ from gnnrl_ray.tracing.operations import (
     Operation,
     select_channels,
 )
+from gnnrl_ray.tracing.proxies import set_item
 from gnnrl_ray.tracing.symbolic import (
     ShapeRun,
     TraceError,
     copied,
+    describe_node,
     get_tensor,
     symbolic,
     unwrapped,
@@ -214,6 +216,10 @@ def _without_us(graph: fx.GraphModule, input_shape: InputShape) -> fx.GraphModul
     """Let ``graph`` select channels with torch alone, to be loaded where we are not."""
     values = ShapeRun(graph).run_on(input_shape).values
     for node in list(graph.graph.nodes):
+        if node.target is set_item:
+            raise TraceError(
+                describe_node(node, "torch alone has no operation for this assignment")
+            )
         if node.target is not select_channels:
             continue
         source, index = node.args

@@ -83,7 +83,7 @@ class _Knowing:
     __ior__, __ixor__ = _in_place(operator.ior), _in_place(operator.ixor)
 
     def __setitem__(self, index: object, value: object) -> None:
-        self.tracer.create_proxy("call_function", set_item, (self, index, value), {})
+        self.tracer.assign(self, index, value)
 
 
 class ValueProxy(_Knowing, fx.Proxy):
@@ -226,15 +226,15 @@ class Aliases:
         returned = result.value
         if isinstance(returned, Tensor):
             # Views of one tensor count their changes together; it is this one.
-            tensors = [t for t in tensors if _same_view(returned, t)] or tensors
+            tensors = [t for t in tensors if shares_memory(returned, t)] or tensors
         for tensor in tensors:
-            renewed = isinstance(returned, Tensor) and _same_view(returned, tensor)
+            renewed = isinstance(returned, Tensor) and shares_memory(returned, tensor)
             for reference in self._by_storage.get(_storage(tensor), []):
                 proxy = reference()
                 if proxy is None or proxy is result:
                     continue
                 value = proxy.value
-                if renewed and isinstance(value, Tensor) and _same_view(value, tensor):
+                if renewed and isinstance(value, Tensor) and shares_memory(value, tensor):
                     proxy.node = result.node
                 elif any(_overlap(part, tensor) for part in tensors_in(value)):
                     name = getattr(result.node.target, "__name__", result.node.target)
@@ -245,7 +245,8 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _same_view(first: Tensor, second: Tensor) -> bool:
+def shares_memory(first: Tensor, second: Tensor) -> bool:
+    """Say whether two tensors are the same view of the same memory."""
     return all(
         view(first) == view(second)
         for view in (_storage, Tensor.storage_offset, Tensor.stride, lambda t: t.shape)

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gnnrl_ray.data.loader import InputShape, shapes_of
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.process import taking_turns
+from gnnrl_ray.tracing.assignment import assigned
 from gnnrl_ray.tracing.functions import functions_followed
 from gnnrl_ray.tracing.operations import RESHAPES
 from gnnrl_ray.tracing.plain import with_plain_layers
@@ -25,6 +26,8 @@ from gnnrl_ray.tracing.proxies import (
     ValueProxy,
     is_proxy,
     proxies_understood,
+    set_item,
+    shares_memory,
     tensors_in,
     values_of,
 )
@@ -179,6 +182,24 @@ class _Tracer(fx.Tracer):
         self._aliases.changed([t for t, version in pairs if t._version != version], proxy)
         self._aliases.add(proxy)
         return proxy
+
+    def assign(self, x: ValueProxy, index: object, value: object) -> None:
+        """Record ``x[index] = value``, after which ``x`` stands for something else."""
+        target, at = x.value, values_of(index)
+        if x.stale and is_proxy(value) and shares_memory(value.value, target[at]):
+            x.stale = ""  # by what is assigned here: ``x[index] += other``
+        new = assigned(x, index, value)
+        if new is None:
+            self.create_proxy("call_function", set_item, (x, index, value), {})
+            return
+        self._computing = True
+        try:
+            target[at] = values_of(value)
+        finally:
+            self._computing = False
+        new.value = target
+        self._aliases.changed([target], new)
+        self._aliases.add(new)
 
     def _compute(self, kind: str, target, args: tuple, kwargs: dict) -> object:
         match kind:
