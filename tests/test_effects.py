@@ -1,5 +1,6 @@
 """Code that is written in many ways, and code that only looks harmless."""
 
+import pickle
 import re
 
 import pytest
@@ -148,6 +149,17 @@ def replaced(x, where):
     return x
 
 
+def put(x, part):
+    x[:, 3:8, 2] = part[:, :, 1]
+    return x
+
+
+def added(x, more):
+    x[:, :, 2:] += more[:, :, 2:]
+    x[:, 4:] += more[:, :8]
+    return x
+
+
 def gate(m, x):
     return m.wide(x.mean((2, 3), keepdim=True)).sigmoid()
 
@@ -208,6 +220,9 @@ COUNTED = {
     "a number made": lambda m, x: x * torch.full((x.size(0), 1, x.size(2), 1), 0.5).to(x),
     "set where negative": lambda m, x: replaced(m.same(x), m.same(x) < 0),
     "set some pixels": lambda m, x: replaced(m.same(x), (..., 0, slice(2, None))),
+    "set every other pixel": lambda m, x: replaced(m.same(x), (..., slice(None, None, 2))),
+    "put": lambda m, x: put(m.same(x), m.wide(x)[:, :5]),
+    "added to a part": lambda m, x: added(m.same(x), m.wide(x)),
     "set some channels": lambda m, x: replaced(m.same(x), (slice(None), slice(4))),
     "numbers in a row": lambda m, x: m.same(x) + torch.arange(x.size(1))[:, None, None],
 }
@@ -236,6 +251,8 @@ def test_numbers_of_channels_are_those_of_the_dense_network(written, rng):
     groups = trace(network, SHAPE)
     assert len(groups.names)
     x = torch.randn(3, *SHAPE, dtype=torch.double)
+    again = pickle.loads(pickle.dumps(groups.graph_of(network)))  # as actors get it
+    assert torch.allclose(again(x.clone()), network(x.clone()))
     for _ in range(8):
         widths = random_widths(groups, rng)
         removed = check_removed_equals_masked(network, SHAPE, groups, widths, x)

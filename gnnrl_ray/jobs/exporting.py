@@ -96,6 +96,7 @@ def export(
             content = write(network, images)
             if calibration is not None:
                 content = _quantised(content, calibration)
+            loaded = load(content)
     except (GnnrlError, OSError):
         raise
     except Exception as error:
@@ -103,7 +104,7 @@ def export(
             f"--format {kind}: the network cannot be written so "
             f"({type(error).__name__}: {_first_line(error)}); try another --format."
         ) from error
-    found = _compared(network, load(content), split, str(path))
+    found = _compared(network, loaded, split, str(path))
     if calibration is None and found.difference > 1e-3:
         raise ExportError(
             f"--format {kind}: the file returns something else than the network, by "

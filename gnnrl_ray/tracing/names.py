@@ -45,11 +45,10 @@ MIXING = (
     "take_along_dim", "var_mean", "std_mean", "group_norm", "broadcast_tensors",
     "hstack", "vstack", "dstack", "column_stack",
 )  # fmt: skip
-# Of torch, what makes a tensor of numbers; of a tensor, what does so in its format.
-CREATING = (
-    "zeros", "ones", "full", "empty", "arange", "linspace", "eye", "tensor", "as_tensor",
-    "asarray",
-)  # fmt: skip
+# Of torch, what makes a tensor of numbers, and what calculates one; of a tensor, what
+# makes one in its format.
+CREATING = ("zeros", "ones", "full", "empty")
+CALCULATING = ("arange", "linspace", "eye", "tensor", "as_tensor", "asarray")
 CREATING_ALIKE = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "new")
 
 
@@ -77,6 +76,5 @@ KEEPING = {
     F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout,
     F.feature_alpha_dropout, "torchvision.ops.stochastic_depth:stochastic_depth",
     "contiguous", "clone", "detach", "to", "cpu", "cuda", "type", "type_as", "float",
-    "half", "double", "bfloat16", "bool", "int", "long", torch.clone, torch.tensor,
-    torch.as_tensor, torch.asarray,
+    "half", "double", "bfloat16", "bool", "int", "long", torch.clone,
 }  # fmt: skip

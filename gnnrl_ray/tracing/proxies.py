@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.autograd import Variable
 
-from gnnrl_ray.tracing.names import CREATING
+from gnnrl_ray.tracing.names import CALCULATING, CREATING
 
 
 def _in_place(function: Callable[..., object]) -> Callable[..., object]:
@@ -127,9 +127,11 @@ def proxies_understood() -> Iterator[None]:
         images = is_proxy(x) and is_of(x.value, Tensor)
         return x.size(0) if images else count(x)
 
-    def followed(create: Callable) -> Callable:
-        def call(*args: object, **kwargs: object) -> object:
-            tracers: list[fx.Tracer] = []
+    def followed(name: str) -> Callable:
+        create = getattr(torch, name)
+
+        def call(*args: Any, **kwargs: Any) -> object:
+            tracers: list[Any] = []
 
             def look(argument: Any) -> None:
                 if is_proxy(argument):
@@ -138,7 +140,13 @@ def proxies_understood() -> Iterator[None]:
             fx.node.map_aggregate((args, kwargs), look)
             if not tracers:
                 return create(*args, **kwargs)
-            return tracers[0].create_proxy("call_function", create, args, kwargs)
+            if is_instance(args[0], Tensor):  # in another format, or as it is
+                return args[0].to(**kwargs) if kwargs else args[0].clone()
+            made = create(*values_of(args), **values_of(kwargs))
+            if name not in CREATING:
+                return made  # of sizes that are the same for all images
+            format_ = {"dtype": made.dtype, "device": made.device} | kwargs
+            return getattr(tracers[0].images[0], f"new_{name}")(*args, **format_)
 
         return call
 
@@ -147,9 +155,8 @@ def proxies_understood() -> Iterator[None]:
         return args[0] if proxy else type.__call__(cls, *args, **kwargs)
 
     with ExitStack() as stack:
-        for name in CREATING:
-            ours = followed(getattr(torch, name))
-            stack.enter_context(patch.object(torch, name, ours))
+        for name in (*CREATING, *CALCULATING):
+            stack.enter_context(patch.object(torch, name, followed(name)))
         kind = type(Variable)  # of which tensors were once made, and still are in old code
         stack.enter_context(patch.object(kind, "__call__", variable, create=True))
         stack.enter_context(patch.object(builtins, "len", length))

@@ -7,7 +7,7 @@ import threading
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -100,8 +100,10 @@ class _Tracer(fx.Tracer):
         # Parameters that get no image have their defaults, or are missed when it is run.
         bound = inspect.signature(forward).bind_partial(*self._images)
         self._inputs = dict(zip(_names(bound), self._images, strict=True))
-        inputs = [self.create_proxy("placeholder", name, (), {}) for name in self._inputs]
-        return lambda _, *given: forward(*given), [self.root, *inputs]
+        self.images = [
+            self.create_proxy("placeholder", name, (), {}) for name in self._inputs
+        ]
+        return lambda _, *given: forward(*given), [self.root, *self.images]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if "forward" in vars(m):  # torch's own layer may do something else by that
@@ -185,12 +187,14 @@ class _Tracer(fx.Tracer):
 
     def assign(self, x: ValueProxy, index: object, value: object) -> None:
         """Record ``x[index] = value``, after which ``x`` stands for something else."""
-        target, at = x.value, values_of(index)
+        target: Any = x.value
+        at = values_of(index)
         if x.stale and is_proxy(value) and shares_memory(value.value, target[at]):
             x.stale = ""  # by what is assigned here: ``x[index] += other``
         new = assigned(x, index, value)
         if new is None:
-            self.create_proxy("call_function", set_item, (x, index, value), {})
+            changed = self.create_proxy("call_function", set_item, (x, index, value), {})
+            changed.node.meta["is_wrapped"] = True  # not traced into by who unpickles it
             return
         self._computing = True
         try:
