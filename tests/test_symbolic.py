@@ -9,6 +9,7 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from gnnrl_ray import mask, prune, trace
+from gnnrl_ray.errors import Notice
 from gnnrl_ray.tracing.symbolic import (
     ShapeRun,
     TraceError,
@@ -118,6 +119,16 @@ def test_graphs_stay_what_they_are():
     graph = symbolic(nn.Sequential(nn.Conv2d(3, 4, 1)), (3, 4, 4))
     assert symbolic(graph, (3, 4, 4)) is graph
     assert closed_in(symbolic(copy.deepcopy(graph), (3, 4, 4), skip=True)) == ()
+
+
+def test_a_network_that_is_random_in_evaluation_is_said_to_be():
+    class Dropping(Plain):
+        def forward(self, x):
+            return F.dropout(super().forward(x), 0.5)  # in training or not
+
+    with pytest.warns(Notice, match="something else each time it is run"):
+        groups = trace(Dropping(), (3, 8, 8))
+    assert groups.names == ("a", "b")
 
 
 def test_layers_that_are_made_anew_each_time_are_named():

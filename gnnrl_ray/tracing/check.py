@@ -1,5 +1,6 @@
 """What a trace, or a removal, must not change: outputs and multiply-accumulates."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from gnnrl_ray.data.loader import InputShape
+from gnnrl_ray.errors import Notice
 from gnnrl_ray.tracing.proxies import tensors_in
 from gnnrl_ray.tracing.symbolic import (
     TraceError,
@@ -95,6 +97,15 @@ class Reference:
                 f"{shapes[1]}: code that goes through images one by one cannot be followed."
             )
         difference = _difference(outputs, self.outputs)
+        if difference > tolerance and self._is_random():
+            warnings.warn(
+                "the network returns something else each time it is run, in evaluation "
+                "mode, too, so what is made of it cannot be checked, and its scores vary; "
+                "does it call F.dropout without `training=self.training`?",
+                Notice,
+                stacklevel=2,
+            )
+            return macs
         if difference > tolerance:
             difference = self._difference_in_double(other, difference)
         if difference > tolerance:
@@ -104,6 +115,10 @@ class Reference:
                 "Please report it."
             )
         return macs
+
+    def _is_random(self) -> bool:
+        again = _run(self.network, self.images, self.tensors)
+        return _difference(again, self.outputs) > _LOOSE
 
     def _difference_in_double(self, other: nn.Module, difference: float) -> float:
         """Compare once more: a hundred layers may have made that of rounding.
