@@ -39,16 +39,12 @@ class Strict(gym.Env):
         )
 
 
-@pytest.mark.parametrize("algorithm", ["ddpg", "sac"])
 @pytest.mark.parametrize(
-    ("act", "see"),
+    ("algorithm", "act", "see"),
     [
-        (Box(-1, 1, (2, 2), np.float32), PLAIN),
-        (Box(-1, 1, (), np.float32), PLAIN),
-        (Box(-0.7, 0.1, (2,), np.float64), PLAIN),
-        (Box(np.float32([0, -5]), np.float32([10, 0.1])), PLAIN),
-        (Box(0, 1, (2,), np.float32), Box(0, 255, (6, 5, 3), np.uint8)),
-        (Box(0, 1, (2,), np.float32), Box(-np.inf, np.inf, (3,), np.float64)),
+        ("ddpg", Box(-0.7, 0.1, (2, 2), np.float64), Box(0, 255, (6, 5, 3), np.uint8)),
+        ("ddpg", Box(-1, 1, (), np.float32), Box(-np.inf, np.inf, (3,), np.float64)),
+        ("sac", Box(np.float32([[0, -5]]), np.float32([[10, 0.1]])), PLAIN),
     ],
 )
 def test_any_box_is_acted_in(algorithm, act, see):

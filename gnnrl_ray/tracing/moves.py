@@ -28,7 +28,8 @@ def concat(flow: Labels, node: fx.Node) -> None:
     if any(stream.axis != first.axis for stream in streams):
         raise flow.whole("channels at different axes are joined")
     zeros = [_is_zeros(flow, n) for n in parts]
-    if len(streams) == 1 and dim == first.axis == 1 and sum(zeros) == len(parts) - 1:
+    alone = len(streams) == 1 and sum(zeros) == len(parts) - 1 > 0
+    if alone and dim == first.axis == 1:
         indices = [
             torch.full((flow.shape(n)[1],), ZERO) if z else torch.arange(len(first.labels))
             for n, z in zip(parts, zeros, strict=True)
