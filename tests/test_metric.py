@@ -266,9 +266,15 @@ def of_dimensions(count):
     return network, [(inputs, labels), (inputs, labels)]
 
 
-@pytest.mark.parametrize("dimensions", [1, 3])
 @pytest.mark.parametrize(
-    ("method", "finetune"), [("random", "none"), ("random", 2), ("gnn-rl", "recalibrate")]
+    ("dimensions", "method", "finetune"),
+    [
+        (1, "random", 2),
+        (3, "random", "none"),
+        (1, "gnn-rl", "recalibrate"),
+        pytest.param(3, "random", 2, marks=pytest.mark.slow),
+        pytest.param(3, "gnn-rl", "recalibrate", marks=pytest.mark.slow),
+    ],
 )
 def test_signals_and_volumes(tmp_path, dimensions, method, finetune):
     torch.manual_seed(0)
