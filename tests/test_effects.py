@@ -270,6 +270,28 @@ def test_zeros_that_are_joined_are_padding():
     assert len(names) == 1
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x[:, [2, 1, 0]],
+        lambda x: x.flip(1),
+        lambda x: torch.cat(x.chunk(3, 1)[::-1], 1),
+        lambda x: x[:, :1].expand(-1, 3, -1, -1),
+        lambda x: F.pad(x, (0, 0, 0, 0, 0, 1))[:, 1:],
+    ],
+)
+def test_channels_of_the_image_may_be_in_another_order(change, rng):
+    class Ordered(Body):
+        def forward(self, x):
+            return super().forward(change(x))
+
+    torch.manual_seed(0)
+    network, x = shaken(Ordered()).double(), torch.randn(2, *SHAPE, dtype=torch.double)
+    groups = trace(network, SHAPE)
+    assert groups.names == ("first", "second")
+    check_removed_equals_masked(network, SHAPE, groups, random_widths(groups, rng), x)
+
+
 def doubled(module, inputs, output):
     return output * 2
 

@@ -173,8 +173,9 @@ def rearrange(flow: Labels, node: fx.Node) -> None:
         return
     every = torch.arange(shape.numel()).view(shape)
     if axis == origin.axis and torch.equal(positions, every.index_select(axis, taken)):
-        made_by = flow.operations[origin.operation].operation
-        if made_by.padded and made_by.taken is not None:
+        made = origin.operation >= 0  # else it is the image
+        made_by = flow.operations[origin.operation].operation if made else None
+        if made_by and made_by.padded and made_by.taken is not None:
             # Two steps of one: padding, and a selection of what is padded.
             first = next(n for n in flow.graph.graph.nodes if n.name == made_by.source)
             taken = torch.from_numpy(made_by.taken)[taken]
