@@ -190,3 +190,18 @@ def test_names_of_modules_do_not_matter(network, groups):
     labels = [[m.label for m in level] for level in HierarchicalGraph(groups, 3).levels]
     again = HierarchicalGraph(trace(renamed, (3, 32, 32)), 3)
     assert [[m.label for m in level] for level in again.levels] == labels
+
+
+def test_a_number_of_all_images_has_a_place_in_the_graph():
+    """It has less than one element for each image."""
+
+    class Centred(torch.nn.Sequential):
+        def forward(self, x):
+            x = self[0](x)
+            return self[1]((x - x.mean()).mean((2, 3)))
+
+    network = Centred(torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, 4))
+    groups = trace(network, (3, 8, 8))
+    for levels in (1, 2, 3):
+        features = HierarchicalGraph(groups, levels).features(groups.widths)
+        assert np.isfinite(features).all()

@@ -189,7 +189,7 @@ class Labels:
                 parents.append(value.operation)
             elif node in self.several:
                 parents.append(self.several[node])
-        size = self.shape(self.node).numel() // IMAGES // max(1, len(outputs))
+        size = max(1, self.shape(self.node).numel() // IMAGES // max(1, len(outputs)))
         module = str(self.node.target) if self.node.op == "call_module" else None
         self.streams[self.node] = Stream(outputs, axis, len(self.operations))
         operation = Operation(
