@@ -154,6 +154,12 @@ def put(x, part):
     return x
 
 
+def put_everywhere(x, more):
+    x[:] = more
+    x += 1  # and ``more`` is what it was
+    return x + more
+
+
 def added(x, more):
     x[:, :, 2:] += more[:, :, 2:]
     x[:, 4:] += more[:, :8]
@@ -222,6 +228,7 @@ COUNTED = {
     "set some pixels": lambda m, x: replaced(m.same(x), (..., 0, slice(2, None))),
     "set every other pixel": lambda m, x: replaced(m.same(x), (..., slice(None, None, 2))),
     "put": lambda m, x: put(m.same(x), m.wide(x)[:, :5]),
+    "put everywhere": lambda m, x: put_everywhere(m.same(x), m.wide(x)),
     "added to a part": lambda m, x: added(m.same(x), m.wide(x)),
     "set some channels": lambda m, x: replaced(m.same(x), (slice(None), slice(4))),
     "numbers in a row": lambda m, x: m.same(x) + torch.arange(x.size(1))[:, None, None],

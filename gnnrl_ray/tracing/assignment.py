@@ -27,9 +27,7 @@ def assigned(x: Any, index: Any, value: Any) -> ValueProxy | None:
     listed = now if isinstance(now, tuple) else (now,)
     if not all(entry is ... or type(entry) in (int, slice) for entry in listed):
         return None
-    rest = [slice(None)] * (x.value.dim() + 1 - len(listed))
-    spread = [e for entry in listed for e in (rest if entry is ... else [entry])]
-    bounds = []
+    spread, bounds = taken_along(now, x.value.dim()), []
     for entry, size in zip(spread, x.value.shape, strict=False):
         one = type(entry) is int
         whole = slice(entry % size, entry % size + 1) if one else entry
@@ -42,7 +40,8 @@ def assigned(x: Any, index: Any, value: Any) -> ValueProxy | None:
             value = value.expand_as(x[index])
         for axis, entry in enumerate(spread):
             value = value.unsqueeze(axis) if type(entry) is int else value
-    return _put(x, bounds, 0, value)
+    new = _put(x, bounds, 0, value)
+    return new if is_proxy(new) else None
 
 
 def _put(x: Any, bounds: list[tuple[int, int]], axis: int, value: Any) -> Any:
@@ -50,8 +49,9 @@ def _put(x: Any, bounds: list[tuple[int, int]], axis: int, value: Any) -> Any:
     while bounds and bounds[0] == (0, x.value.shape[axis]):
         bounds, axis = bounds[1:], axis + 1
     if not bounds:
-        tensor = is_proxy(value) or isinstance(value, Tensor)
-        return value if tensor else torch.full_like(x, value)
+        if is_proxy(value):
+            return value.clone()  # what is assigned stays another tensor
+        return value if isinstance(value, Tensor) else torch.full_like(x, value)
     (start, stop), *later = bounds
     before = (slice(None),) * axis
     part = _put(x[(*before, slice(start, stop))], later, axis + 1, value)
@@ -61,3 +61,13 @@ def _put(x: Any, bounds: list[tuple[int, int]], axis: int, value: Any) -> Any:
     if stop < x.value.shape[axis]:
         parts.append(x[(*before, slice(stop, None))])
     return torch.cat(parts, axis)
+
+
+def taken_along(index: object, dimensions: int) -> list:
+    """Return what ``index`` of a tensor takes along each of its axes."""
+    listed = index if isinstance(index, tuple) else (index,)
+    listed = [entry for entry in listed if entry is not None]
+    rest = [slice(None)] * (dimensions - sum(entry is not ... for entry in listed))
+    if any(entry is ... for entry in listed):
+        return [e for entry in listed for e in (rest if entry is ... else [entry])]
+    return listed + rest

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from gnnrl_ray.tracing.assignment import taken_along
 from gnnrl_ray.tracing.labels import Labels, Stream, Transit
 from gnnrl_ray.tracing.names import KEEPING
 from gnnrl_ray.tracing.operations import FIXED, RESHAPES, ZERO
@@ -143,7 +144,7 @@ def replaced(flow: Labels, node: fx.Node) -> None:
         flow.unite(stream.labels, flow.stream(index, stream.axis).labels)
     elif not all(isinstance(e, slice | int | None) or e is ... for e in listed):
         raise flow.whole("which part of it is replaced is calculated")
-    elif _taken_along(index, len(flow.shape(node)))[stream.axis] != slice(None):
+    elif taken_along(index, len(flow.shape(node)))[stream.axis] != slice(None):
         raise flow.whole("some of its channels are replaced")
     flow.record("activation", stream.labels, stream.labels, stream.axis)
 
@@ -190,7 +191,7 @@ def rearrange(flow: Labels, node: fx.Node) -> None:
     if direct and not rest and torch.equal(taken, in_order):
         if any(counts_channels(flow, n) for i, n in enumerate(sizes) if i != axis):
             return  # a quotient that is right for the dense network only
-        entries = _taken_along(node.args[1], len(shape)) if indexed else []
+        entries = taken_along(node.args[1], len(shape)) if indexed else []
         if indexed and entries[origin.axis] != slice(None):
             raise flow.whole("channels and pixels are sliced at once")
         flow.record("reshape", origin.labels, origin.labels[taken], axis)
@@ -229,13 +230,3 @@ def _along_one_axis(channel: Tensor) -> tuple[int, Tensor | None]:
         if (flat == flat[:, :1]).all():
             return axis, flat[:, 0]
     return 0, None
-
-
-def _taken_along(index: object, dimensions: int) -> list:
-    """Return what ``index`` of a tensor takes along each of its axes."""
-    listed = index if isinstance(index, tuple) else (index,)
-    listed = [entry for entry in listed if entry is not None]
-    rest = [slice(None)] * (dimensions - sum(entry is not ... for entry in listed))
-    if any(entry is ... for entry in listed):
-        return [e for entry in listed for e in (rest if entry is ... else [entry])]
-    return listed + rest
