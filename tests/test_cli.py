@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,23 @@ SHORT = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept") / "run"
+
+
+@pytest.fixture
+def searched(kept, command, home):
+    """What a short search leaves in ``run``; searched once for all that begin with it."""
+    if not kept.exists():
+        code, _, err = command("search", *SHORT, "--out", "run")
+        assert code == 0, err
+        shutil.copytree(home / "run", kept)
+    else:
+        shutil.copytree(kept, home / "run")
+    return home / "run"
+
+
 def test_search_finetune_evaluate(command, home):
     code, out, err = command("search", *SHORT, "--out", "run")
     assert code == 0, err
@@ -52,8 +70,7 @@ def test_search_finetune_evaluate(command, home):
     assert (home / "run/finetuned.safetensors").read_bytes() == trained
 
 
-def test_a_finished_run_is_refused_resumed_and_overwritten(command):
-    assert command("search", *SHORT, "--out", "run")[0] == 0
+def test_a_finished_run_is_refused_resumed_and_overwritten(command, searched):
     code, _, err = command("search", *SHORT, "--out", "run")
     assert code == 2
     assert "--resume run" in err
@@ -349,15 +366,14 @@ def test_a_command_traces_once(command, home, monkeypatch):
         assert len(traced) == 1, words
 
 
-def test_flags_given_with_resume_count(command, home):
-    assert command("search", *SHORT, "--out", "run")[0] == 0
+def test_flags_given_with_resume_count(command, searched):
     code, out, err = command(
         "search", "--resume", "run", "--episodes", "5", "--max-retries", "7",
         "--epochs", "0",
     )  # fmt: skip
     assert code == 0, err
     assert "best of 5" in out
-    settings = json.loads((home / "run/run.json").read_text())["settings"]
+    settings = json.loads((searched / "run.json").read_text())["settings"]
     assert (settings["episodes"], settings["max_retries"]) == (5, 7)
     # What was asked for stays asked for, and what may not change is refused.
     code, out, _ = command("search", "--resume", "run", "--epochs", "0")
@@ -369,15 +385,15 @@ def test_flags_given_with_resume_count(command, home):
     assert command("search", "--resume", "run", "--flops", "0.5", "--epochs", "0")[0] == 0
 
 
-def test_a_finished_search_is_resumed_and_nothing_is_trained_anew(command, home):
-    assert command("search", *SHORT, "--epochs", "1", "--out", "run")[0] == 0
-    trained = (home / "run/finetuned.safetensors").read_bytes()
+def test_a_finished_search_is_resumed_and_nothing_is_trained_anew(command, searched):
+    assert command("search", "--resume", "run", "--epochs", "1")[0] == 0
+    trained = (searched / "finetuned.safetensors").read_bytes()
     code, out, err = command("search", "--resume", "run", "--json")
     assert (code, "finetuned" in json.loads(out)) == (0, True), err
     code, _, err = command("search", "--resume", "run", "--epochs", "2")
     assert code == 0
     assert "stays as it is; to train it anew: gnnrl-ray finetune run --overwrite" in err
-    assert (home / "run/finetuned.safetensors").read_bytes() == trained
+    assert (searched / "finetuned.safetensors").read_bytes() == trained
 
 
 def test_training_goes_on_only_as_what_it_was(command, home, monkeypatch):
@@ -470,10 +486,9 @@ def test_notices_are_shown_and_noise_is_not(command, monkeypatch):
     assert err == "Note: slower than it could be"
 
 
-def test_runs_written_before_0_1_0_go_on(command, home):
+def test_runs_written_before_0_1_0_go_on(command, searched):
     """A run directory as the versions before wrote it."""
-    assert command("search", *SHORT, "--out", "run")[0] == 0
-    facts = json.loads((home / "run/run.json").read_text())
+    facts = json.loads((searched / "run.json").read_text())
     source = facts.pop("source")
     facts["data"] = {"dataset": "digits", "classes": facts.pop("classes"),
                      "validation": "test-5k"}  # fmt: skip
@@ -481,15 +496,15 @@ def test_runs_written_before_0_1_0_go_on(command, home):
     for new in ("params", "activations"):
         del facts["settings"][new]
     del facts["evaluation"]["masked"]
-    (home / "run/run.json").write_text(json.dumps(facts))
-    best = json.loads((home / "run/best.json").read_text()) | {"budget": 0.5}
-    (home / "run/best.json").write_text(json.dumps(best))
+    (searched / "run.json").write_text(json.dumps(facts))
+    best = json.loads((searched / "best.json").read_text()) | {"budget": 0.5}
+    (searched / "best.json").write_text(json.dumps(best))
     code, out, err = command(
         "search", "--resume", "run", "--episodes", "4", "--epochs", "0"
     )
     assert code == 0, err
     assert "best of 4" in out
-    assert json.loads((home / "run/run.json").read_text())["source"] == source
+    assert json.loads((searched / "run.json").read_text())["source"] == source
 
 
 @pytest.mark.parametrize("name", ["sweep", "compare"])

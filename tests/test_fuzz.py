@@ -30,11 +30,11 @@ from gnnrl_ray.zoo.weights import read_weights, save_weights, weights_path
 
 # Set the environment's HYPOTHESIS_EXAMPLES for more; then they are drawn anew.
 COUNT = int(os.environ.get("HYPOTHESIS_EXAMPLES", 0))
-FEW = settings(max_examples=COUNT or 24, deadline=10_000, derandomize=not COUNT,
+FEW = settings(max_examples=COUNT or 16, deadline=10_000, derandomize=not COUNT,
                suppress_health_check=list(HealthCheck))  # fmt: skip
 
 # Of what takes a while: a network is loaded.
-FEWER = settings(FEW, max_examples=COUNT or 12)
+FEWER = settings(FEW, max_examples=COUNT or 8)
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats()

@@ -144,7 +144,11 @@ REPEATED = {
 }
 
 
-@pytest.mark.parametrize("name", REPEATED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(each, marks=[pytest.mark.slow] * (each == "torchvision:vgg16"))
+     for each in REPEATED],
+)  # fmt: skip
 def test_motifs_are_the_blocks_of_the_literature(name):
     graph = HierarchicalGraph(trace(build_network(name), (3, 96, 96)))
     found = [(m.label, len(m.children)) for m in graph.motifs if len(m.children) > 1]

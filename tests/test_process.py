@@ -42,7 +42,7 @@ def everything(where):
         expected = draw()
         random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
         found = search(
-            network, (train, validation), flops=0.5, episodes=4, finetune=2, out=where,
+            network, (train, validation), flops=0.5, episodes=3, finetune=2, out=where,
             agent={"warmup_episodes": 2}, progress=False,
         )  # fmt: skip
         assert draw() == expected

@@ -195,9 +195,9 @@ def check_random(recipe, seed):
     return groups
 
 
-# The same fifty each time; new ones come with the slow tests.
+# The same thirty each time; new ones come with the slow tests.
 @settings(
-    max_examples=50,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

@@ -114,10 +114,12 @@ LARGE = tuple(
 )
 OWN = {"pyramid": Pyramid, "gated": Gated, "pixels": Pixels}
 # So wide that they take seconds each.
-WIDE = ("torchvision:vgg11_bn", "torchvision:wide_resnet50_2")
+WIDE = (
+    "torchvision:vgg11_bn", "torchvision:wide_resnet50_2", "torchvision:resnext50_32x4d",
+)  # fmt: skip
 # Those that take seconds in each of several tests that are alike.
 HEAVY = (
-    *WIDE, "vgg16", "torchvision:resnet50", "torchvision:resnext50_32x4d",
+    *WIDE, "vgg16", "torchvision:resnet50", "torchvision:googlenet",
     "torchvision:convnext_tiny", "torchvision:densenet121", "torchvision:regnet_x_400mf",
     "torchvision:efficientnet_b0",
 )  # fmt: skip
