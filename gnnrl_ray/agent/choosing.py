@@ -21,8 +21,9 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
 from gnnrl_ray.agent.candidates import Candidates, History
-from gnnrl_ray.agent.ddpg import Q_OF_ACTOR, DDPGLearner, Q, encoder_of
-from gnnrl_ray.agent.mgnn import GraphEncoder, Plan, perceptron
+from gnnrl_ray.agent.learner import DDPGLearner
+from gnnrl_ray.agent.mgnn import GraphEncoder, Plan, encoder_of, perceptron
+from gnnrl_ray.agent.module import Q_OF_ACTOR, Q
 from gnnrl_ray.agent.transfer import apply, start_from
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.graph.facts import GroupFacts

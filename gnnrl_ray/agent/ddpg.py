@@ -3,57 +3,41 @@
 RLlib itself has no DDPG any more. This one counts in episodes: each is numbered once for
 the whole run, and warm-up, noise and seeds follow from that number, so that one env runner
 and sixteen see the same schedule, and a lost episode can be run again.
-
-Axis letters: B batch, G actions.
 """
 
 import contextlib
 import math
-import warnings
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import ray
 import torch
-import torch.nn.functional as F
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.registry import ALGORITHMS
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.learner.learner import POLICY_LOSS_KEY
-from ray.rllib.core.learner.torch.torch_learner import TorchLearner
-from ray.rllib.core.learner.utils import make_target_network
-from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, TargetNetworkAPI
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
-from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
-    ENV_STEP_TIMER,
     LEARNER_RESULTS,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
 )
-from scipy.stats import truncnorm
-from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gnnrl_ray.actors.dispatch import Dispatcher, Finished
-from gnnrl_ray.agent.candidates import History
-from gnnrl_ray.agent.mgnn import Actor, Critic, GraphEncoder, VectorEncoder, WidthEncoder
+from gnnrl_ray.agent.choosing import ChoosingLearner, ChoosingModule
+from gnnrl_ray.agent.learner import DDPGLearner
+from gnnrl_ray.agent.module import DDPGModule
 from gnnrl_ray.agent.replay import Replay
+from gnnrl_ray.agent.runner import DDPGEnvRunner
+from gnnrl_ray.agent.sac import SACLearner, SACModule
 from gnnrl_ray.agent.settings import AgentSettings
-from gnnrl_ray.agent.spaces import bounds_of, shaped
 from gnnrl_ray.agent.transfer import knowledge
-from gnnrl_ray.errors import EpisodeError, Notice
+from gnnrl_ray.errors import EpisodeError
 
-Q, Q_OF_ACTOR, Q_NEXT = "q", "q_of_actor", "q_next"
-QF_LOSS_KEY, QF_MEAN_KEY = "qf_loss", "qf_mean"
 _WAIT_SECONDS = 0.2  # at most, before somebody is told how things are
 _UPDATES_AT_ONCE = 8  # what RLlib does around one takes as long as the update itself
 
@@ -150,15 +134,11 @@ class DDPGConfig(AlgorithmConfig):
 
     def _parts(self) -> tuple[type, type]:
         """Return the classes of module and learner."""
-        if self.algorithm == "sac":
-            from gnnrl_ray.agent.sac import SACLearner, SACModule
-
-            return SACModule, SACLearner
-        if self.algorithm == "wolpertinger":
-            from gnnrl_ray.agent.choosing import ChoosingLearner, ChoosingModule
-
-            return ChoosingModule, ChoosingLearner
-        return DDPGModule, DDPGLearner
+        return {
+            "ddpg": (DDPGModule, DDPGLearner),
+            "sac": (SACModule, SACLearner),
+            "wolpertinger": (ChoosingModule, ChoosingLearner),
+        }[self.algorithm]
 
     @property
     def _model_config_auto_includes(self) -> dict:
@@ -169,266 +149,6 @@ class DDPGConfig(AlgorithmConfig):
         )  # fmt: skip
         own = {name: getattr(self, name) for name in names}
         return super()._model_config_auto_includes | own
-
-
-def encoder_of(space: gym.spaces.Box, settings: Mapping[str, Any]) -> nn.Module:
-    """Return the encoder of observations: the m-GNN where ``space`` has a graph.
-
-    Args:
-        space: of the observations.
-        settings: ``encoder``, ``graph_dim``, ``graph_layers`` and ``pooling`` of
-            :class:`~gnnrl_ray.agent.settings.AgentSettings`.
-    """
-    if not hasattr(space, "levels"):
-        return VectorEncoder(int(np.prod(space.shape)))
-    if settings["encoder"] == "mlp":
-        return WidthEncoder(space.shape[0])
-    return GraphEncoder(
-        space.levels,
-        space.shape[1],
-        settings["graph_dim"],
-        settings["graph_layers"],
-        settings["pooling"],
-    )
-
-
-def noise_of(episode: int, settings: Mapping[str, Any]) -> float:
-    """Return the standard deviation of the noise, as a share of the action range.
-
-    Args:
-        episode: its number, after warm-up.
-        settings: of :class:`~gnnrl_ray.agent.settings.AgentSettings`.
-    """
-    after = episode - settings["warmup_episodes"]
-    decayed = settings["noise"] * settings["noise_decay"] ** after
-    return max(decayed, settings["noise_floor"])
-
-
-class DDPGModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
-    """Actor and critic: with the m-GNN on a ``GraphBox``, plain on any other ``Box``."""
-
-    def setup(self) -> None:
-        """Build the networks; an env runner needs the actor alone."""
-        settings = self.model_config
-        low, high = bounds_of(self.action_space, self.observation_space)
-        encoder = partial(encoder_of, self.observation_space, settings)
-        self.actor = Actor(encoder(), low, high, settings["hidden"])
-        if not self.inference_only:
-            self.critic = Critic(encoder(), len(low), settings["hidden"])
-        # Set anew for each episode by the env runner.
-        self.episode = 0
-        self.generator = np.random.default_rng(0)
-
-    def train(self, mode: bool = True) -> "DDPGModule":
-        """Change the mode if it is another: RLlib asks before each step."""
-        return self if self.training == mode else super().train(mode)
-
-    def get_non_inference_attributes(self) -> list[str]:  # noqa: D102
-        return ["critic", "target_actor", "target_critic"]
-
-    def make_target_networks(self) -> None:  # noqa: D102
-        self.target_actor = make_target_network(self.actor)
-        self.target_critic = make_target_network(self.critic)
-
-    def get_target_network_pairs(self) -> list[tuple[nn.Module, nn.Module]]:  # noqa: D102
-        return [(self.actor, self.target_actor), (self.critic, self.target_critic)]
-
-    @torch.no_grad()
-    def forward_target(self, batch: dict) -> Tensor:
-        """Return Q'(s', mu'(s')) of the target networks, [B]; 0 where s' is the end."""
-        values = torch.zeros_like(batch[Columns.REWARDS])
-        goes_on = ~batch[Columns.TERMINATEDS]
-        if goes_on.any():
-            actor, critic = self.target_actor, self.target_critic
-            plan = actor.encoder.plan(batch[Columns.NEXT_OBS][goes_on])
-            values[goes_on] = critic(critic.encoder(plan), actor(plan))[plan.which]
-        return values
-
-    @torch.no_grad()
-    def _forward_inference(self, batch: dict, **_) -> dict:
-        actions = self._act(batch[Columns.OBS])
-        return {Columns.ACTIONS: shaped(actions, self.action_space)}
-
-    @torch.no_grad()
-    def _forward_exploration(self, batch: dict, **_) -> dict:
-        actions = self._explore(self._act(batch[Columns.OBS]).cpu().numpy())
-        return {Columns.ACTIONS: shaped(actions, self.action_space)}
-
-    def _act(self, observations: Tensor) -> Tensor:
-        plan = self.actor.encoder.plan(observations)
-        return self.actor(plan)[plan.which]
-
-    def _explore(self, action: np.ndarray) -> Tensor:
-        """Draw around ``action`` float32 [B, G], within the action range."""
-        settings = self.model_config
-        low, span = self.actor.low.cpu().numpy(), self.actor.span.cpu().numpy()
-        if self.episode < settings["warmup_episodes"]:
-            drawn = low + span * self.generator.random(action.shape)
-        else:
-            sigma = span * max(noise_of(self.episode, settings), 1e-6)
-            bounds = (low - action) / sigma, (low + span - action) / sigma
-            drawn = truncnorm.rvs(
-                *bounds, action, sigma, action.shape, random_state=self.generator
-            )
-        return torch.tensor(drawn, dtype=torch.float32)
-
-    def _forward_train(self, batch: dict, **_) -> dict:
-        critic, plan = self.critic, self.actor.encoder.plan(batch[Columns.OBS])
-        embedding = critic.encoder(plan)
-        # With the critic held constant for the actor's loss, a single backward pass gives
-        # actor and critic each its own gradient.
-        critic.mlp.requires_grad_(False)
-        judged = critic(embedding.detach(), self.actor(plan))
-        critic.mlp.requires_grad_(True)
-        return {
-            Q: critic(embedding[plan.which], batch[Columns.ACTIONS]),
-            Q_NEXT: self.forward_target(batch),
-            Q_OF_ACTOR: judged[plan.which],
-        }
-
-
-class StepsLearner(TorchLearner):
-    """Takes gradient steps in a row, and lets the targets follow after each."""
-
-    def build(self) -> None:
-        """Build the module, and targets for it."""
-        super().build()
-        self._pairs = []  # of all parameters, targets and what they follow
-        for module_id, module in self.module.items():
-            if not isinstance(module.unwrapped(), TargetNetworkAPI):
-                continue
-            module.unwrapped().make_target_networks()
-            tau = self.config.get_config_for_module(module_id).tau
-            for online, target in module.unwrapped().get_target_network_pairs():
-                pair = list(target.parameters()), list(online.parameters())
-                if pair[0]:  # what encodes plain vectors has none
-                    self._pairs.append((*pair, tau))
-
-    def apply_gradients(self, gradients_dict: dict) -> None:
-        """Take the step, and let the targets follow by tau.
-
-        A gradient that is not a finite number is no step.
-        """
-        if not get_total_norm(gradients_dict.values()).isfinite():
-            warnings.warn(
-                "a gradient is not finite; nothing is learnt from this batch.",
-                Notice,
-                stacklevel=2,
-            )
-            return
-        for optimizer in self._named_optimizers.values():
-            optimizer.step()
-        for targets, parameters, tau in self._pairs:
-            get_ema_multi_avg_fn(1 - tau)(targets, parameters, None)
-
-    def _update(self, batch: dict, **kwargs: Any) -> tuple:
-        """Take one gradient step for each train batch that ``batch`` holds in a row."""
-        size, result = self.config.train_batch_size_per_learner, ({}, {}, {})
-        for module_id, columns in batch.items():
-            parts = [columns[name].split(size) for name in columns]
-            for part in zip(*parts, strict=True):
-                one = {module_id: dict(zip(columns, part, strict=True))}
-                result = super()._update(one, **kwargs)
-        return result
-
-
-class DDPGLearner(StepsLearner):
-    """One gradient step for critic and actor; then the targets follow."""
-
-    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam
-
-    def configure_optimizers_for_module(self, module_id, config=None) -> None:
-        """Give actor and critic an Adam each."""
-        module = self.module[module_id].unwrapped()
-        for name, network, lr, decay in (
-            ("actor", module.actor, config.actor_lr, 0.0),
-            ("critic", module.critic, config.critic_lr, config.critic_weight_decay),
-        ):
-            parameters = self.get_parameters(network)
-            self.register_optimizer(
-                module_id=module_id,
-                optimizer_name=name,
-                optimizer=self.optimizer(parameters, weight_decay=decay, fused=True),
-                params=parameters,
-                lr_or_lr_schedule=lr,
-            )
-
-    def after_gradient_based_update(self, *, timesteps: dict) -> None:
-        """Log the losses, of the last step only: logging takes as long as a step."""
-        super().after_gradient_based_update(timesteps=timesteps)
-        self.metrics.log_dict(self._losses, key=DEFAULT_MODULE_ID, window=1)
-
-    def compute_loss_for_module(self, *, module_id, config, batch, fwd_out) -> Tensor:
-        """Return (y - Q(s, a))^2 - Q(s, mu(s)), averaged over the batch."""
-        target = batch[Columns.REWARDS] + config.gamma * fwd_out[Q_NEXT]
-        critic_loss = F.mse_loss(fwd_out[Q], target)
-        actor_loss = -fwd_out[Q_OF_ACTOR].mean()
-        return self._total(critic_loss, actor_loss, fwd_out[Q])
-
-    def _total(self, critic_loss: Tensor, actor_loss: Tensor, q: Tensor) -> Tensor:
-        """Return the sum of both losses, whose values are to be logged beside mean Q."""
-        self._losses = {
-            QF_LOSS_KEY: critic_loss, POLICY_LOSS_KEY: actor_loss, QF_MEAN_KEY: q.mean(),
-        }  # fmt: skip
-        return critic_loss + actor_loss
-
-
-class DDPGEnvRunner(SingleAgentEnvRunner):
-    """Runs one numbered episode at a time."""
-
-    def __init__(self, *, config: AlgorithmConfig, **kwargs: Any) -> None:
-        # The share of a GPU is for the environment; the actor network is too small.
-        if config.num_gpus_per_env_runner:
-            config = config.copy(copy_frozen=False)
-            config.num_gpus_per_env_runner = 0
-        self._options: dict | None = None
-        super().__init__(config=config, **kwargs)
-
-    def run_episode(
-        self, number: int, weights: dict | None = None, options: dict | None = None,
-        explore: bool = True, history: History | None = None,
-    ) -> Finished:  # fmt: skip
-        """Run episode ``number``; its noise and seeds follow from the number alone.
-
-        Args:
-            number: of the episode.
-            weights: of the module, unless it is to stay as it is.
-            options: for ``reset`` of the environment.
-            explore: whether to add noise.
-            history: of what was done before, for a module that looks at it.
-        """
-        if weights is not None:
-            self.module.set_state(weights)
-        self._options = options
-        entropy = np.random.SeedSequence([self.config.seed or 0, number])
-        self._seed = int(entropy.generate_state(1)[0] >> 1)
-        self.module.unwrapped().episode = number
-        self.module.unwrapped().generator = np.random.default_rng(entropy)
-        self.module.unwrapped().history = history
-        (episode,) = self.sample(num_episodes=1, explore=explore)
-        return Finished(number, episode, self.get_metrics())
-
-    def attempt_episode(self, number: int, **request: Any) -> Finished:
-        """Do the same, but say what went wrong instead of raising it.
-
-        An exception would cost this actor its life, and others the time to start it anew.
-        """
-        try:
-            return self.run_episode(number, **request)
-        except Exception as error:
-            return Finished(number, failed=f"{type(error).__name__}: {error}")
-
-    def _try_env_step(self, actions: list) -> Any:
-        """Let what an environment raises be seen as what it is, and once."""
-        if self.config.restart_failed_sub_environments:
-            return super()._try_env_step(actions)
-        with self.metrics.log_time(ENV_STEP_TIMER):
-            results = self.env.step(actions)
-        self._log_env_steps(metric=self._metrics_num_try_env_step, num_steps=1)
-        return results
-
-    def _try_env_reset(self, *, seed: int | None = None, options: dict | None = None):
-        return super()._try_env_reset(seed=seed, options=options or self._options)
 
 
 class Hooks:

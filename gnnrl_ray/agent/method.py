@@ -19,15 +19,10 @@ from tensorboardX import SummaryWriter
 from gnnrl_ray.actors.connection import connected
 from gnnrl_ray.actors.dispatch import Finished
 from gnnrl_ray.actors.sharing import SharedObjective, share
-from gnnrl_ray.agent.ddpg import (
-    DDPG,
-    QF_LOSS_KEY,
-    QF_MEAN_KEY,
-    DDPGConfig,
-    Hooks,
-    noise_of,
-)
+from gnnrl_ray.agent.ddpg import DDPG, DDPGConfig, Hooks
 from gnnrl_ray.agent.env import SETTINGS, PruningEnv
+from gnnrl_ray.agent.learner import QF_LOSS_KEY, QF_MEAN_KEY
+from gnnrl_ray.agent.module import noise_of
 from gnnrl_ray.agent.settings import AgentSettings
 from gnnrl_ray.agent.transfer import AGENT_FILE, PRETRAINED
 from gnnrl_ray.errors import InputError

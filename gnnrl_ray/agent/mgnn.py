@@ -5,10 +5,12 @@ D embedding dimension, M graphs of one level, S distinct states.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -349,6 +351,27 @@ class WidthEncoder(VectorEncoder):
     def plan(self, features: Tensor) -> Plan:
         """Take observations float32 [B, E, F] for distinct ones."""
         return super().plan(features[..., KEPT])
+
+
+def encoder_of(space: gym.spaces.Box, settings: Mapping[str, Any]) -> nn.Module:
+    """Return the encoder of observations: the m-GNN where ``space`` has a graph.
+
+    Args:
+        space: of the observations.
+        settings: ``encoder``, ``graph_dim``, ``graph_layers`` and ``pooling`` of
+            :class:`~gnnrl_ray.agent.settings.AgentSettings`.
+    """
+    if not hasattr(space, "levels"):
+        return VectorEncoder(int(np.prod(space.shape)))
+    if settings["encoder"] == "mlp":
+        return WidthEncoder(space.shape[0])
+    return GraphEncoder(
+        space.levels,
+        space.shape[1],
+        settings["graph_dim"],
+        settings["graph_layers"],
+        settings["pooling"],
+    )
 
 
 class Actor(nn.Module):

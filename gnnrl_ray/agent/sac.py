@@ -21,8 +21,8 @@ from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGa
 from ray.rllib.core.models.base import ENCODER_OUT
 from torch import Tensor, nn
 
-from gnnrl_ray.agent.ddpg import StepsLearner, encoder_of
-from gnnrl_ray.agent.mgnn import perceptron
+from gnnrl_ray.agent.learner import StepsLearner
+from gnnrl_ray.agent.mgnn import encoder_of, perceptron
 from gnnrl_ray.agent.spaces import bounds_of, shaped
 
 _OWN = "sac"  # of the state of a learner
