@@ -20,7 +20,8 @@ from benchmarks.run import machine
 from gnnrl_ray import Costs, SearchSettings, Source, search, trace
 from gnnrl_ray.jobs.finetuning import finetune
 from gnnrl_ray.jobs.recipe import Recipe
-from gnnrl_ray.run.directory import Run, rebuild
+from gnnrl_ray.run.directory import Run
+from gnnrl_ray.run.winner import rebuild
 from gnnrl_ray.scoring.measures import measure
 
 ROOT = Path(__file__).parent.parent

@@ -23,7 +23,8 @@ from gnnrl_ray import Source, search
 from gnnrl_ray.jobs.finetuning import finetune
 from gnnrl_ray.jobs.recipe import Recipe
 from gnnrl_ray.pruning.costs import Costs
-from gnnrl_ray.run.directory import Run, rebuild
+from gnnrl_ray.run.directory import Run
+from gnnrl_ray.run.winner import rebuild
 from gnnrl_ray.scoring.measures import measure
 from gnnrl_ray.tracing.groups import trace
 

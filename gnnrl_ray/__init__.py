@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gnnrl_ray.pruning.budget import Budget
     from gnnrl_ray.pruning.costs import Costs
     from gnnrl_ray.pruning.removal import mask, prune
-    from gnnrl_ray.run.directory import load_pruned
+    from gnnrl_ray.run.winner import load_pruned
     from gnnrl_ray.scoring.metric import Metric
     from gnnrl_ray.scoring.objective import Objective
     from gnnrl_ray.scoring.outcome import Outcome
@@ -72,7 +72,7 @@ _HOMES = {
     "accuracy": "scoring.training",
     "load_data": "data",
     "load_network": "zoo",
-    "load_pruned": "run.directory",
+    "load_pruned": "run.winner",
     "mask": "pruning.removal",
     "prune": "pruning.removal",
     "search": "jobs.searching",

@@ -19,7 +19,8 @@ from gnnrl_ray.jobs.recipe import Recipe
 from gnnrl_ray.jobs.searching import Search, device_of
 from gnnrl_ray.methods import METHODS, method_of
 from gnnrl_ray.pruning.costs import Costs
-from gnnrl_ray.run.directory import Run, rebuild
+from gnnrl_ray.run.directory import Run
+from gnnrl_ray.run.winner import rebuild
 from gnnrl_ray.scoring.measures import measure
 from gnnrl_ray.scoring.training import steps_per_epoch
 from gnnrl_ray.settings import (

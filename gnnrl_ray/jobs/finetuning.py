@@ -8,8 +8,9 @@ from torch import nn
 from gnnrl_ray.data import Data
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.jobs.recipe import Recipe
-from gnnrl_ray.run.directory import Run, RunError, kept_in
+from gnnrl_ray.run.directory import Run, RunError
 from gnnrl_ray.run.lock import locked
+from gnnrl_ray.run.winner import kept_in
 from gnnrl_ray.scoring.checkpoint import Checkpoint
 from gnnrl_ray.scoring.padding import padded
 from gnnrl_ray.scoring.training import Training, steps_per_epoch

@@ -10,7 +10,8 @@ from torch import nn
 
 from gnnrl_ray.display.report import search_figure
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.run.directory import Run, rebuild
+from gnnrl_ray.run.directory import Run
+from gnnrl_ray.run.winner import rebuild
 from gnnrl_ray.scoring.outcome import Outcome
 from gnnrl_ray.tracing.groups import ChannelGroups
 from gnnrl_ray.zoo.weights import save_weights

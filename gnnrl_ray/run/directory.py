@@ -26,18 +26,15 @@ from torch import nn
 from gnnrl_ray import __version__
 from gnnrl_ray.data import is_code
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.process import torch_as_it_starts
 from gnnrl_ray.pruning.budget import Budget
 from gnnrl_ray.pruning.latency import LatencyTable
-from gnnrl_ray.pruning.removal import deliver
 from gnnrl_ray.run.journal import Journal
 from gnnrl_ray.scoring.evaluation import EvaluationMode
-from gnnrl_ray.settings import SearchSettings, parse_shape
+from gnnrl_ray.settings import SearchSettings
 from gnnrl_ray.source import Source
 from gnnrl_ray.storage import Storage
-from gnnrl_ray.tracing.groups import ChannelGroups, trace
-from gnnrl_ray.zoo import build_network, is_ours
-from gnnrl_ray.zoo.weights import load_weights, packed
+from gnnrl_ray.zoo import is_ours
+from gnnrl_ray.zoo.weights import packed
 
 # What is made of a winner, and what of its weights alone.
 _OF_WEIGHTS = {
@@ -83,7 +80,7 @@ class Run:
         self.classes, hashes = facts["classes"], facts.get("hashes", {})
         name = self.source.network
         own = name is None or not is_ours(name)  # whatever it tells apart
-        if not _is_count(self.classes) and not (own and self.classes is None):
+        if not is_count(self.classes) and not (own and self.classes is None):
             raise TypeError(f"classes are {self.classes!r}")
         if not isinstance(hashes, dict) or not all(
             isinstance(h, str) for h in hashes.values()
@@ -190,7 +187,7 @@ class Run:
             RunError: there is none.
         """
         storage = Storage(where)
-        facts = _read_json(storage, "run.json")
+        facts = read_json(storage, "run.json")
         try:
             if "data" in facts:
                 facts = _of_old(facts)
@@ -393,7 +390,7 @@ class Run:
     def _written(self) -> dict:
         """What ``best.json`` says: nothing, if it is missing or damaged."""
         try:
-            return _read_json(self.storage, "best.json")
+            return read_json(self.storage, "best.json")
         except RunError:
             return {}
 
@@ -413,7 +410,7 @@ class Run:
         Raises:
             RunError: there is none yet, or it is of another kind.
         """
-        best = _read_json(self.storage, "best.json")
+        best = read_json(self.storage, "best.json")
         if not isinstance(best.get("budget"), dict):  # of a version before 0.1.0
             try:
                 share, cost, dense = (
@@ -435,7 +432,7 @@ class Run:
         """Return what has been measured of ``dense``, ``pruned`` and ``finetuned``."""
         if not self.storage.exists(_MEASURES):
             return {}
-        return _read_json(self.storage, _MEASURES)
+        return read_json(self.storage, _MEASURES)
 
     def measured(self, measures: Mapping[str, Mapping[str, Any]]) -> None:
         """Keep what has been measured, by network; what is known of it besides stays.
@@ -454,7 +451,7 @@ class Run:
         """
         if not self.storage.exists(_EXPORTS):
             return {}
-        return _read_json(self.storage, _EXPORTS)
+        return read_json(self.storage, _EXPORTS)
 
     def exported(self, path: str, weights: str, checked: str) -> None:
         """Keep what has been exported; see :meth:`exports`."""
@@ -488,7 +485,7 @@ class Run:
         if not self.storage.exists(_ACTORS):
             return None
         try:
-            said = _read_json(self.storage, _ACTORS)
+            said = read_json(self.storage, _ACTORS)
             rows = [(int(a), str(what), float(age)) for a, what, age in said["actors"]]
             return float(said["time"]), rows
         except (RunError, KeyError, TypeError, ValueError):
@@ -508,7 +505,7 @@ class Run:
         if not self.storage.exists(_LATENCY):
             return None
         try:
-            return LatencyTable.from_dict(_read_json(self.storage, _LATENCY))
+            return LatencyTable.from_dict(read_json(self.storage, _LATENCY))
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(
                 f"{self.storage}/{_LATENCY} is damaged ({error}); start a new run."
@@ -535,7 +532,7 @@ class Run:
     def _forget(self, file: str, outdated: Callable[[str, dict], bool]) -> None:
         """Take out of a file what is outdated, if it is there and whole."""
         with contextlib.suppress(RunError, AttributeError):
-            said = _read_json(self.storage, file)
+            said = read_json(self.storage, file)
             self.write_json(file, {k: v for k, v in said.items() if not outdated(k, v)})
 
 
@@ -573,90 +570,7 @@ def _of_old(facts: dict) -> dict:
     return rest | {"source": source, "classes": data["classes"]}
 
 
-@torch_as_it_starts()
-def load_pruned(
-    where: Path | str, network: nn.Module | None = None, weights: str | None = None
-) -> nn.Module:
-    """Rebuild the winner of the run in ``where``, in evaluation mode.
-
-    Args:
-        where: a run directory, or its URI.
-        network: the dense architecture, trained or not, where the run's network is
-            neither of the zoo nor torchvision's: no code is run because a file names it.
-        weights: ``pruned`` or ``finetuned``; default: ``finetuned`` if there.
-
-    Raises:
-        RunError: the directory lacks what is needed.
-        WeightsError: the weights are damaged.
-    """
-    storage = Storage(where)
-    best = _read_json(storage, "best.json")
-    shape, tracing = best.get("input_shape"), best.get("trace", {})
-    if not isinstance(shape, list) or not all(map(_is_count, shape)):
-        raise RunError(f"{storage}/best.json: input_shape is {shape!r}, not [C, H, W].")
-    shape = parse_shape(",".join(map(str, shape)))
-    unknown = not isinstance(tracing, dict) or tracing.keys() - {"keep", "skip_untraceable"}
-    if unknown or not isinstance(tracing.get("keep"), str | None):
-        raise RunError(f"{storage}/best.json: trace is {tracing!r}.")
-    if network is None:
-        name, classes = best.get("network"), best.get("classes")
-        if not isinstance(name, str) or not is_ours(name):
-            raise RunError(f"the network of {storage} is your own; pass `network`.")
-        if not _is_count(classes):
-            raise RunError(f"{storage}/best.json: classes are {classes!r}.")
-        network = build_network(name, classes, shape[-1])
-    groups = trace(network, shape, **tracing)
-    return rebuild(storage, network, groups, weights)
-
-
-@torch_as_it_starts()
-def rebuild(
-    storage: Storage,
-    network: nn.Module,
-    groups: ChannelGroups,
-    weights: str | None = None,
-) -> nn.Module:
-    """Do what :func:`load_pruned` does, with a network that has been traced."""
-    kept = kept_in(storage, groups)
-    if weights is None:
-        there = storage.exists("finetuned.safetensors")
-        weights = "finetuned" if there else "pruned"
-
-    def load(graph: nn.Module, smaller: nn.Module) -> None:
-        load_weights(graph, storage.path(f"{weights}.safetensors"), smaller.state_dict())
-
-    return deliver(network, groups, kept, load).eval()
-
-
-def kept_in(storage: Storage, groups: ChannelGroups) -> tuple[np.ndarray, ...]:
-    """Return the channels that ``best.json`` says each group keeps.
-
-    Raises:
-        RunError: no winner, or one of other groups.
-    """
-    kept = _read_json(storage, "best.json").get("kept")
-    if not isinstance(kept, dict) or kept.keys() != set(groups.names):
-        raise RunError(f"{storage}/best.json is of other groups than this network's.")
-    channels = []
-    for name, width in zip(groups.names, groups.widths, strict=True):
-        given = kept[name]
-        valid = isinstance(given, list) and all(
-            type(c) is int and 0 <= c < width for c in given
-        )
-        if not valid or sorted(set(given)) != given:
-            raise RunError(
-                f"{storage}/best.json: what {name} keeps must be channels in "
-                f"0..{width - 1}, in order."
-            )
-        channels.append(np.array(given, int))
-    try:
-        groups.check_widths(np.array([len(channel) for channel in channels]))
-    except InputError as error:
-        raise RunError(f"{storage}/best.json: {error}") from None
-    return tuple(channels)
-
-
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
     """Say whether ``value``, read from a file, can be a number of classes or pixels."""
     return type(value) is int and 0 < value < 10**6
 
@@ -665,7 +579,12 @@ def _write_json(storage: Storage, name: str, content: dict) -> None:
     storage.write(name, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _read_json(storage: Storage, name: str) -> dict:
+def read_json(storage: Storage, name: str) -> dict:
+    """Return the JSON object in a file of a run.
+
+    Raises:
+        RunError: there is none, or it is damaged.
+    """
     try:
         content = json.loads(storage.read(name))
     except (FileNotFoundError, NotADirectoryError) as error:
