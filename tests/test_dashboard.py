@@ -56,6 +56,15 @@ def test_it_shows_every_run_and_fetches_from_nowhere_else(served):
     assert "71.00%" in shown.texts
 
 
+def test_what_goes_on_comes_first(served):
+    server, root = served
+    (root / "uniform-0").rename(root / "a-rule")
+    shown = Page()
+    shown.feed(read(server))
+    places = [shown.texts.index(str(root / name)) for name in ("turbo-1", "a-rule")]
+    assert places == sorted(places)
+
+
 def test_it_follows_the_journals(served):
     server, root = served
     before, state = read(server), read(server, "state")

@@ -159,6 +159,26 @@ def test_the_front_is_what_nothing_is_better_and_cheaper_than(runs):
     assert front[-1] == pytest.approx(71)
 
 
+def test_a_method_has_its_colour_in_every_picture(runs):
+    curves = curves_of(runs)
+    (figure,) = draw_curves(curves).values()
+    costs = {line.get_label(): line for line in draw_costs(curves).axes[0].lines}
+    for line in figure.axes[0].lines:
+        method = line.get_label().split(" ")[0]
+        if method in ACCURACIES:
+            assert costs[method].get_color() == line.get_color()
+    assert len({costs[method].get_color() for method in ACCURACIES}) == len(ACCURACIES)
+
+
+def test_seeds_are_points_and_their_mean_a_line(runs):
+    lines = draw_costs(curves_of(runs)).axes[0].lines
+    names = [line.get_label() for line in lines]
+    points, mean = lines[names.index("turbo")], lines[names.index("turbo") + 1]
+    assert sorted(points.get_ydata()) == pytest.approx([70, 71])
+    assert points.get_linestyle() == "None"
+    assert mean.get_ydata() == pytest.approx([70.5])
+
+
 def test_names_are_shown_and_not_interpreted(runs, tmp_path):
     evil = tmp_path / "<script>alert(1)</script>"
     shutil.copytree(runs / "random-0", evil)

@@ -140,6 +140,7 @@ def _drawn(folders: Sequence[str], state: str, nonce: str) -> str:
                 curves.append(Curve.of(run))
         except (GnnrlError, OSError) as error:
             rows.append((folder, str(error), *[""] * (len(_HEADS) - 2)))
+    rows.sort(key=lambda row: row[-1] == "done")  # what goes on comes first
     note = "Of searches that go on, too; the page follows them."
     sheets, figures = [Sheet("Searches", _HEADS, rows, note)], {}
     if curves:

@@ -4,9 +4,10 @@ import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 
 from gnnrl_ray.display.paper import Sheet, accuracy_sheet, speed_sheet
@@ -18,10 +19,11 @@ from gnnrl_ray.zoo import build_network, is_ours
 
 _MARKS = (10, 20, 40, 60, 90, 120, 150, 180)  # candidates
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 75em; margin: 2em auto;
        padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; }
 th, td { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: right; }
+td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 div { overflow-x: auto; }
 svg { max-width: 100%; height: auto; }
@@ -58,31 +60,31 @@ class Curve:
 
 def draw_curves(curves: Sequence[Curve]) -> dict[str, Figure]:
     """Draw the best so far by candidate, a picture for each network and budget."""
-    figures = {}
+    figures, colours = {}, _colours(curves)
     for n, (cell, rows) in enumerate(_by_cell(curves).items()):
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        figure = Figure(figsize=(9.5, 4.5), layout="constrained")
         axis = figure.subplots()
-        methods = list(dict.fromkeys(row.manner for row in rows))
-        for i, method in enumerate(methods):
+        for method in dict.fromkeys(row.manner for row in rows):
+            colour = colours[method]
             own = [100 * row.best for row in rows if row.manner == method]
             if max(map(len, own)) == 1:
                 best = max(curve[0] for curve in own)
-                axis.axhline(best, ls=":", lw=1, color=f"C{i}", label=method)
+                axis.axhline(best, ls=":", lw=1.5, color=colour, label=method)
                 continue
             length = min(map(len, own))
             several = np.array([o[:length] for o in own])
             episodes = np.arange(1, length + 1)
             axis.fill_between(
-                episodes, several.min(0), several.max(0), color=f"C{i}", alpha=0.2, lw=0
+                episodes, several.min(0), several.max(0), color=colour, alpha=0.2, lw=0
             )
             label = f"{method} ({len(own)})" if len(own) > 1 else method
-            axis.plot(episodes, several.mean(0), color=f"C{i}", label=label)
+            axis.plot(episodes, several.mean(0), color=colour, label=label)
             for one in own:  # those that have gone further than all of their method
                 further = np.arange(length, len(one) + 1)
-                axis.plot(further, one[length - 1 :], color=f"C{i}", lw=0.8, alpha=0.7)
+                axis.plot(further, one[length - 1 :], color=colour, lw=0.8, alpha=0.7)
         axis.set(xlabel="candidates", ylabel="best validation accuracy in %", title=cell)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize=8, ncols=2)
+        figure.legend(fontsize=8, loc="outside right upper")
         figures[f"curves-{n}"] = figure
     return figures
 
@@ -115,30 +117,48 @@ def draw_widths(curves: Sequence[Curve]) -> dict[str, Figure]:
 
 
 def draw_costs(curves: Sequence[Curve]) -> Figure:
-    """Draw accuracy against multiply-accumulates, all winners: the paper's Figure 4."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axis = figure.subplots()
-    points = []
+    """Draw accuracy against multiply-accumulates, all winners: the paper's Figure 4.
+
+    A line is through the means of a method over its seeds, by budget.
+    """
+    figure = Figure(figsize=(9.5, 4.5), layout="constrained")
+    axis, colours = figure.subplots(), _colours(curves)
+    points: dict[str, dict[str, dict[str, list]]] = {}  # by network, method, budget
     for curve in curves:
-        found = curve.run.best()
+        found, network = curve.run.best(), curve.run.source.network or "a network"
         dense = found["budget"].get("flops", {}).get("dense")
         if dense:
-            name = (curve.run.source.network, curve.manner)
-            points.append((*name, found["macs"] / dense, 100 * found["accuracy"]))
-    kinds = dict.fromkeys(point[:2] for point in points)
-    for i, kind in enumerate(kinds):
-        own = sorted(point[2:] for point in points if point[:2] == kind)
-        axis.plot(*zip(*own, strict=True), "o-", lw=0.7, color=f"C{i % 10}",
-                  label=" ".join(map(str, kind)))  # fmt: skip
-    for network in dict.fromkeys(point[0] for point in points):
-        own = sorted(point[2:] for point in points if point[0] == network)
-        front = [p for n, p in enumerate(own) if all(p[1] > q[1] for q in own[:n])]
+            own = points.setdefault(network, {}).setdefault(curve.manner, {})
+            point = found["macs"] / dense, 100 * found["accuracy"]
+            own.setdefault(curve.run.settings.limits, []).append(point)
+    for (network, methods), mark in zip(points.items(), cycle("os^Dv"), strict=False):
+        for method, budgets in methods.items():
+            every = np.concatenate(list(budgets.values()))
+            label = f"{network} {method}" if len(points) > 1 else method
+            axis.plot(*every.T, mark, ms=4, alpha=0.7, color=colours[method], label=label)
+            means = sorted(tuple(np.mean(several, 0)) for several in budgets.values())
+            axis.plot(*zip(*means, strict=True), lw=0.7, color=colours[method])
+    for methods in points.values():
+        every = [p for own in methods.values() for several in own.values() for p in several]
+        front = _front(sorted(every))
         axis.step(*zip(*front, strict=True), where="post", color="grey", lw=1, zorder=0)
     axis.set(xlabel="share of the multiply-accumulates", ylabel="validation accuracy in %",
              title="winners; grey: the Pareto front of each network")  # fmt: skip
     if points:
-        axis.legend(fontsize=7, ncols=2)
+        figure.legend(fontsize=7, loc="outside right upper")
     return figure
+
+
+def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return those of ``points``, cheapest first, that nothing cheaper is as good as."""
+    return [p for n, p in enumerate(points) if all(p[1] > q[1] for q in points[:n])]
+
+
+def _colours(curves: Sequence[Curve]) -> dict[str, tuple[float, float, float]]:
+    """Return the colour that each method has in all pictures."""
+    methods = list(dict.fromkeys(curve.manner for curve in curves))
+    palette = colormaps["tab20"].colors
+    return dict(zip(methods, cycle(palette[::2] + palette[1::2]), strict=False))
 
 
 def sheets_of(curves: Sequence[Curve]) -> list[Sheet]:
@@ -146,13 +166,16 @@ def sheets_of(curves: Sequence[Curve]) -> list[Sheet]:
     heads = ("run", "network, budget", "method", "seed", "candidates", "used",
              "validation")  # fmt: skip
     rows = []
+    folders = {str(curve.run.storage).rpartition("/")[0] for curve in curves}
+    folder = folders.pop() if len(folders) == 1 else ""
     for curve in sorted(curves, key=lambda c: (c.cell, -c.best[-1])):
         run, found = curve.run, curve.run.best()
-        rows.append([str(run.storage), curve.cell, curve.manner, run.settings.seed,
-                     len(run.journal), budget_used(found),
-                     f"{found['accuracy']:.2%}"])  # fmt: skip
+        name = str(run.storage).removeprefix(f"{folder}/")
+        rows.append([name, curve.cell, curve.manner, run.settings.seed, len(run.journal),
+                     budget_used(found), f"{found['accuracy']:.2%}"])  # fmt: skip
     rows = [[str(cell) for cell in row] for row in rows]
     note = "Top-1 accuracy on the validation split, before fine-tuning."
+    note += f" All are in {folder}." if folder else ""
     runs = [curve.run for curve in curves]
     own = Sheet("Searches", heads, rows, note), accuracy_sheet(runs, _groups_of(runs))
     more = methods_sheet(curves), speed_sheet(runs)
