@@ -148,7 +148,28 @@ def spectral_norm(layer):
     return parametrizations.spectral_norm(layer)
 
 
-@pytest.mark.parametrize("computed", [weight_norm, spectral_norm])
+class LowRank(nn.Module):
+    """What is learnt of a layer that stays, as the product of two small matrices."""
+
+    def __init__(self, rows, columns):
+        super().__init__()
+        self.a, self.b = (
+            nn.Parameter(torch.rand(2, columns)),
+            nn.Parameter(torch.rand(rows, 2)),
+        )
+
+    def forward(self, weight):
+        return weight + (self.b @ self.a).view_as(weight)
+
+
+def low_rank(layer):
+    update = LowRank(len(layer.weight), layer.weight[0].numel())
+    parametrize.register_parametrization(layer, "weight", update)
+
+
+@pytest.mark.parametrize(
+    "computed", [weight_norm, spectral_norm, low_rank, parametrizations.orthogonal]
+)
 def test_weights_that_are_computed_stay_whole_and_say_so(computed):
     network = Network()
     computed(network.b)
@@ -221,12 +242,65 @@ def test_selections_are_in_the_state_dict(network, groups):
     assert torch.equal(outputs(first, x), outputs(second, x))
 
 
-def test_compiled_networks_are_what_they_were_compiled_from():
-    network = shaken(Network())
-    compiled = torch.compile(network)
-    groups = trace(compiled, SHAPE)
-    assert groups.names == ("a", "b")
-    assert type(prune(compiled, groups, [5, 7])) is Network
+class Blocks(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(3, 6, 3, padding=1), *(Block() for _ in range(3)),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
+        )  # fmt: skip
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        return x + self.norm(self.conv(x))
+
+
+def compile_network(network):
+    return torch.compile(network, backend="eager")
+
+
+def compile_in_place(network):
+    network.compile(backend="eager")
+    network[1].compile(backend="eager")
+    network[2].conv.compile(backend="eager")
+    return network
+
+
+def compile_layers(network):
+    network[0] = torch.compile(network[0], backend="eager")
+    network[2].conv = torch.compile(network[2].conv, backend="eager")
+    return network
+
+
+def compile_blocks(network):
+    network = compile_layers(network)
+    for n in (1, 2):
+        network[n] = torch.compile(network[n], backend="eager")
+    return compile_network(network)
+
+
+def compile_forward(network):
+    network[1].forward = torch.compile(network[1].forward, backend="eager")
+    return network
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [compile_network, compile_in_place, compile_layers, compile_blocks, compile_forward],
+)
+def test_compiled_networks_are_what_they_were_compiled_from(compiled):
+    network, x = shaken(Blocks()), torch.rand(2, *SHAPE)
+    plain, groups = copy.deepcopy(network), trace(network, SHAPE)
+    network = compiled(network)
+    found = trace(network, SHAPE)
+    assert found.widths.tolist() == groups.widths.tolist()
+    expected = outputs(prune(plain, groups, [4]), x)
+    assert torch.allclose(outputs(prune(network, found, [4]), x), expected, atol=1e-5)
+    assert torch.allclose(outputs(network, x), outputs(plain, x), atol=1e-5)
 
 
 def test_what_does_not_return_what_it_should_is_refused(monkeypatch):

@@ -37,7 +37,7 @@ def functions_followed(network: nn.Module) -> Iterator[None]:
         return _forward(cls, args)
 
     with ExitStack() as stack:
-        for owner in _own_code(network):
+        for owner in (*_own_code(network), *network.modules()):
             for name, value in list(vars(owner).items()):
                 if (written := _as_written(value)) is not None:
                     stack.enter_context(patch.object(owner, name, written))

@@ -171,13 +171,13 @@ def trace(
     laid = (name for name, layout in groups.layouts.items() if layout.trained)
     fixed = sum(p.numel() for p in graph.parameters())
     fixed -= sum(get_tensor(graph, name).numel() for name in laid)
+    if check:
+        reference.check(graph, "the traced graph")
     fixed_macs, once = labels.macs_alone()
     groups = replace(
         groups, fixed_macs=fixed_macs, fixed_params=fixed, left=tuple(left),
         closed=closed_in(graph), _graph=graph,
     )  # fmt: skip
-    if check:
-        reference.check(graph, "the traced graph")
     if check and not groups.closed:  # what is in those may depend on the image
         reference.check_macs(sum(op.macs for op in groups.layers) + fixed_macs, once)
     return groups

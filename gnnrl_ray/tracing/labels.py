@@ -314,6 +314,10 @@ class Labels:
         """
         if not self.alone:
             return 0, 0
-        run = ShapeRun(self.graph, self.alone).run_on(self.input_shape)
-        once = sum(macs for node, macs in run.macs.items() if node not in run.of_images)
-        return sum(run.macs.values()), once
+        fewer, more = (
+            sum(ShapeRun(self.graph, self.alone).run_on(self.input_shape, n).macs.values())
+            for n in (IMAGES, IMAGES + 1)
+        )
+        each = more - fewer
+        once = fewer - IMAGES * each
+        return each + once, once

@@ -506,32 +506,31 @@ def _foreign(filename: str) -> bool:
 
 
 class ShapeRun(fx.Interpreter):
-    """One run of a graph on ``IMAGES`` images of zeros, for the shapes.
+    """One run of a graph on images of zeros, for the shapes.
 
     Attributes:
         values: what each node returned: floating-point tensors on the meta device,
             shapes without storage; all else as it was.
-        macs: of the nodes asked for, their multiply-accumulates for one image.
-        of_images: the nodes that depend on images.
+        macs: of the nodes asked for, their multiply-accumulates for all images.
     """
 
     def __init__(self, graph: fx.GraphModule, counted: Iterable[fx.Node] = ()) -> None:
         super().__init__(graph)
         self.values: dict[fx.Node, object] = {}
         self.macs: dict[fx.Node, int] = {}
-        self.of_images: set[fx.Node] = set()
         self._counted = frozenset(counted)
 
-    def run_on(self, input_shape: InputShape) -> "ShapeRun":
-        """Run on images of zeros; returns itself.
+    def run_on(self, input_shape: InputShape, count: int = IMAGES) -> "ShapeRun":
+        """Run on ``count`` images of zeros; returns itself.
 
         Args:
             input_shape: (C, H, W) of one image, or one such for each that it takes.
+            count: how many.
 
         Raises:
             TraceError: the network does not take such images.
         """
-        images = images_like(self.module, input_shape)
+        images = images_like(self.module, input_shape, count)
         try:
             with evaluating(self.module), torch.no_grad():
                 self.run(*images)
@@ -544,11 +543,8 @@ class ShapeRun(fx.Interpreter):
         counts = n in self._counted
         with FlopCounterMode(display=False) if counts else nullcontext() as counter:
             result = super().run_node(n)
-        if n.op == "placeholder" or not self.of_images.isdisjoint(n.all_input_nodes):
-            self.of_images.add(n)
         if counts:
-            images = IMAGES if n in self.of_images else 1
-            self.macs[n] = counter.get_total_flops() // 2 // images
+            self.macs[n] = counter.get_total_flops() // 2
         self.values[n] = fx.node.map_aggregate(result, _without_storage)
         return result
 
