@@ -392,7 +392,7 @@ def _created(flow: Labels, node: fx.Node) -> None:
 
 _CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d}
 _TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
-_NORMS = called("norm")  # of which the second argument is not an axis
+_NORMS = called("norm", "vector_norm")  # of which the second argument is not an axis
 
 
 _TABLES: dict[Callable[[Labels, fx.Node], None], set] = {
@@ -404,7 +404,9 @@ _TABLES: dict[Callable[[Labels, fx.Node], None], set] = {
     _prelu: {nn.PReLU, F.prelu, torch.prelu},
     _gated: {nn.GLU, F.glu},
     _attribute: {getattr},
-    _softmax: {nn.Softmax, nn.LogSoftmax, nn.Softmin, *called("softmax", "log_softmax")},
+    _softmax: called("softmax", "log_softmax", "softmin") | {
+        nn.Softmax, nn.LogSoftmax, nn.Softmin,
+    },
     _pool: layers(
         "MaxPool", "AvgPool", "LPPool", "Upsample", "UpsamplingNearest",
         "UpsamplingBilinear", "ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad",
