@@ -11,6 +11,7 @@ from helpers.widths import random_widths
 from test_properties import check_costs, check_removed_equals_masked
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torchvision import ops
 
 from gnnrl_ray import Costs, prune, trace
 from gnnrl_ray.tracing.symbolic import TraceError
@@ -448,6 +449,19 @@ class ByAll(Body):
         return x / (x.abs().mean() + 1)
 
 
+class Responding(Body):
+    """Normalised by how the channels respond beside each other, as ConvNeXt-V2's."""
+
+    def body(self, x):
+        response = torch.linalg.vector_norm(x, ord=2, dim=(2, 3), keepdim=True)
+        return x * response / (response.mean(1, keepdim=True) + 1e-6)
+
+
+class Maxout(Body):
+    def body(self, x):
+        return F.max_pool3d(x, (3, 1, 1), 1, (1, 0, 0))
+
+
 class Softmax(Body):
     def body(self, x):
         return x.softmax(1)
@@ -464,6 +478,8 @@ class Sliced(Body):
         (Standardised, "conv2d in .*: weights that are computed"),
         (LowRank, "conv2d in .*: weights that are computed"),
         (ByAll, "mean in .*: a mean or a sum over channels"),
+        (Responding, "mean in .*: a mean or a sum over channels"),
+        (Maxout, "max_pool3d in .*: channels are pooled as positions are"),
         (Softmax, "softmax in .*: normalised over all channels together"),
         (Sliced, "getitem in .*: channels and pixels are sliced at once"),
     ],
@@ -478,6 +494,23 @@ def test_what_would_be_wrong_is_left_whole_and_says_why(kind, reason):
         x, widths = torch.randn(2, *SHAPE, dtype=torch.double), groups.widths // 2
         removed = check_removed_equals_masked(network, SHAPE, groups, widths, x)
         assert count_macs(removed, SHAPE) == Costs(groups).macs(widths)
+
+
+class Dropping(Body):
+    """What torchvision drops in training alone, without a fixed size."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.depth = ops.DropBlock2d(0.2, 3), ops.StochasticDepth(0.2, "row")
+
+    def body(self, x):
+        return self.depth(self.block(x))
+
+
+def test_what_is_dropped_in_training_stays_as_it_is():
+    groups = trace(shaken(Dropping()), SHAPE)
+    assert groups.names == ("first", "second")
+    assert not groups.left
 
 
 def test_what_is_not_known_is_refused():

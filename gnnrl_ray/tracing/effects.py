@@ -5,6 +5,7 @@ Axis letters: C channels of one operation.
 
 import math
 import operator
+import re
 from collections.abc import Callable
 
 import torch
@@ -189,12 +190,25 @@ def _mixing(flow: Labels, node: fx.Node) -> None:
 
 
 def _pool(flow: Labels, node: fx.Node) -> None:
-    labels = flow.stream(node.all_input_nodes[0], 1).labels
+    labels = _pooled(flow, node)
     flow.record("pool", labels, labels)
 
 
+def _pooled(flow: Labels, node: fx.Node) -> Tensor:
+    """Return the channels of what is pooled or padded, each for itself."""
+    source = node.all_input_nodes[0]
+    kinds = [node.target]
+    if node.op == "call_module":
+        kinds = type(flow.graph.get_submodule(str(node.target))).__mro__
+    said = re.search(r"(\d)d", " ".join(getattr(kind, "__name__", "") for kind in kinds))
+    labels = flow.stream(source, 1).labels
+    if said and int(said[1]) > len(flow.shape(source)) - 2:
+        raise flow.whole("channels are pooled as positions are")
+    return labels
+
+
 def _adaptive_pool(flow: Labels, node: fx.Node) -> None:
-    labels = flow.stream(node.all_input_nodes[0], 1).labels
+    labels = _pooled(flow, node)
     alone = flow.shape(node).numel() == len(labels) * IMAGES
     flow.record("pool", labels, labels, everywhere=alone)
 
@@ -454,6 +468,7 @@ _TABLES: dict[Callable[[Labels, fx.Node], None], set] = {
     },
     _mixing: called(*MIXING) | {
         operator.matmul, nn.MultiheadAttention, nn.LocalResponseNorm, nn.CosineSimilarity,
+        nn.CrossMapLRN2d,
         nn.Bilinear, nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.LSTM, nn.GRU,
         nn.RNN, nn.Softmax2d, nn.Unfold, nn.Fold,
     },

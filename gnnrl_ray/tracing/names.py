@@ -88,6 +88,7 @@ def layers(*names: str) -> set:
 KEEPING = {
     F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout,
     F.feature_alpha_dropout, "torchvision.ops.stochastic_depth:stochastic_depth",
+    "torchvision.ops.drop_block:drop_block2d", "torchvision.ops.drop_block:drop_block3d",
     "contiguous", "clone", "detach", "to", "cpu", "cuda", "type", "type_as", "float",
     "half", "double", "bfloat16", "bool", "byte", "char", "short", "int", "long",
     torch.clone, torch.detach,
