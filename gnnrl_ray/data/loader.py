@@ -5,7 +5,7 @@ Axis letters: B batch, N images, C channels.
 
 import copy
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from gnnrl_ray.data.records import mapped
 from gnnrl_ray.errors import DataError
 
 # (C, H, W) of one image, or one such for each image that a network takes at once.
@@ -195,18 +196,6 @@ def each_of(images: Images) -> tuple[Tensor, ...]:
 def forward(network: nn.Module, images: Images) -> Any:
     """Return what ``network`` makes of images, one of each shape that it takes."""
     return network(*each_of(images))
-
-
-def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Return ``value`` with ``function`` of all tensors in it."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {name: mapped(function, each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        parts = (mapped(function, each) for each in value)
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
 
 
 def _seeded(given: Iterable, generator: torch.Generator | None) -> Iterator:

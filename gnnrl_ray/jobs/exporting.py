@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gnnrl_ray.data import Split
 from gnnrl_ray.data.loader import Loader, each_of, forward, shapes_of
+from gnnrl_ray.data.records import has_records
 from gnnrl_ray.errors import DataError, GnnrlError, InputError
 from gnnrl_ray.pruning.removal import standing_alone
 from gnnrl_ray.storage import storage_of
@@ -93,7 +94,10 @@ def export(
     write, load = FORMATS[kind]
     try:
         with _quiet(), torch.no_grad():
-            content = write(network, images)
+            if has_records(network(*images)):  # of classes that only its code knows
+                content = write(standing_alone(network, shapes), images)
+            else:
+                content = write(network, images)
             if calibration is not None:
                 content = _quantised(content, calibration)
             loaded = load(content)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from gnnrl_ray.data.loader import Images, each_of, mapped
+from gnnrl_ray.data.loader import Images, each_of
+from gnnrl_ray.data.records import mapped
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.settings import IMPORTANCES
 from gnnrl_ray.tracing.groups import ChannelGroups

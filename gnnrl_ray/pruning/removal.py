@@ -31,6 +31,7 @@ from gnnrl_ray.tracing.symbolic import (
     copied,
     describe_node,
     get_tensor,
+    makes_record,
     symbolic,
     unwrapped,
 )
@@ -213,7 +214,11 @@ def standing_alone(network: nn.Module, input_shape: InputShape) -> fx.GraphModul
 
 
 def _without_us(graph: fx.GraphModule, input_shape: InputShape) -> fx.GraphModule:
-    """Let ``graph`` select channels with torch alone, to be loaded where we are not."""
+    """Let ``graph`` do with torch alone, to be loaded where we are not.
+
+    It returns dictionaries and tuples in place of records, whose classes may not be there.
+    """
+    _spell_out_records(graph.graph)
     values = ShapeRun(graph).run_on(input_shape).values
     for node in list(graph.graph.nodes):
         if node.target is set_item:
@@ -234,6 +239,18 @@ def _without_us(graph: fx.GraphModule, input_shape: InputShape) -> fx.GraphModul
         graph.graph.erase_node(node)
     graph.recompile()
     return graph
+
+
+def _spell_out_records(graph: fx.Graph) -> None:
+    plain: dict[fx.Node, object] = {}
+    for node in graph.nodes:
+        given, named = fx.node.map_arg((node.args, node.kwargs), lambda n: plain.get(n, n))
+        if makes_record(node):
+            plain[node] = named or (given[-1] if issubclass(node.target, dict) else given)
+        elif node.op == "output":
+            node.args = given
+    for node in reversed(plain):
+        graph.erase_node(node)
 
 
 def _parts(graph: fx.GraphModule, groups: ChannelGroups, flags: np.ndarray) -> dict:

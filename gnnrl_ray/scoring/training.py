@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnnrl_ray.data import Loader, Split, as_split
-from gnnrl_ray.data.loader import Images, forward, mapped
+from gnnrl_ray.data.loader import Images, forward
+from gnnrl_ray.data.records import mapped
 from gnnrl_ray.errors import GnnrlError, InputError
 from gnnrl_ray.interrupts import held
 from gnnrl_ray.process import torch_as_it_starts

@@ -70,6 +70,11 @@ class Reference:
             outputs, macs = _counted(network, images, tensors or {})
         except Exception as error:
             raise cannot_run(input_shape, error) from error
+        if not outputs:
+            raise TraceError(
+                "the network returns no tensors that can be looked at: tuples, lists, "
+                "dicts, named tuples and dataclasses of tensors can."
+            )
         return cls(network, tensors or {}, images, outputs, macs)
 
     def check(self, other: nn.Module, what: str, tolerance: float = _TOLERANCE) -> int:

@@ -35,6 +35,7 @@ from gnnrl_ray.tracing.symbolic import (
     TraceError,
     describe_node,
     get_tensor,
+    makes_record,
 )
 
 
@@ -61,7 +62,7 @@ def follow(
             if isinstance(flow.values[node], Tensor):
                 fixed = torch.full((flow.shape(node)[1],), FIXED)
                 flow.streams[node] = Stream(fixed, 1, -1)
-        elif node.op == "output":
+        elif node.op == "output" or makes_record(node):
             for source in node.all_input_nodes:
                 flow.freeze_node(source, "the network's output")
                 flow.read_bare(source)

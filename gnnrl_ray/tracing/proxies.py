@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.autograd import Variable
 
+from gnnrl_ray.data.records import parts_of
 from gnnrl_ray.tracing.names import CALCULATING, CREATING
 
 
@@ -188,13 +189,25 @@ def values_of(argument: object) -> object:
         return argument.value
     if kind in (tuple, list):
         return kind(map(values_of, argument))
-    if isinstance(argument, tuple) and hasattr(argument, "_fields"):
-        return kind(*map(values_of, argument))
     if kind is dict:
         return {key: values_of(value) for key, value in argument.items()}
+    if (parts := parts_of(argument)) is not None:
+        if not _has_proxies(argument):
+            return argument
+        return kind(*map(values_of, parts.given), **values_of(parts.named))
     if kind is slice:
         return slice(*map(values_of, (argument.start, argument.stop, argument.step)))
     return argument
+
+
+def _has_proxies(value: object) -> bool:
+    if (parts := parts_of(value)) is not None:
+        value = (*parts.given, *parts.named.values())
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        return any(map(_has_proxies, value))
+    return is_proxy(value)
 
 
 class StaleError(Exception):
@@ -202,11 +215,13 @@ class StaleError(Exception):
 
 
 def tensors_in(value: object) -> list[Tensor]:
-    """Return the tensors in tuples, lists and dictionaries."""
+    """Return the tensors in tuples, lists, dictionaries and records."""
     if is_proxy(value):
         return []
     if isinstance(value, Tensor):
         return [value]
+    if (parts := parts_of(value)) is not None:
+        return tensors_in([*parts.given, *parts.named.values()])
     if isinstance(value, dict):
         value = tuple(value.values())
     if isinstance(value, tuple | list):

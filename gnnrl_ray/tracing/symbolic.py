@@ -15,6 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gnnrl_ray.data.loader import InputShape, shapes_of
+from gnnrl_ray.data.records import parts_of
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.process import taking_turns
 from gnnrl_ray.tracing.assignment import assigned
@@ -144,7 +145,16 @@ class _Tracer(fx.Tracer):
     def create_arg(self, a):
         if is_proxy(a):
             return a.node
-        return super().create_arg(a)
+        if type(a) in (tuple, list, dict) or (parts := parts_of(a)) is None:
+            try:
+                return super().create_arg(a)
+            except NotImplementedError:
+                raise InputError(
+                    f"tensors are returned, or passed on, in a {type(a).__name__}; a "
+                    "tuple, a list, a dict, a named tuple or a dataclass can be looked into"
+                ) from None
+        given, named = self.create_arg(parts.given), self.create_arg(parts.named)
+        return self.create_node("call_function", parts.kind, given, named)
 
     def create_proxy(self, kind, target, args, kwargs, *names, **settings):
         if target in (*RESHAPES, "expand"):
@@ -547,6 +557,11 @@ class ShapeRun(fx.Interpreter):
             self.macs[n] = counter.get_total_flops() // 2
         self.values[n] = fx.node.map_aggregate(result, _without_storage)
         return result
+
+
+def makes_record(node: fx.Node) -> bool:
+    """Say whether ``node`` puts tensors into a record, and does nothing else to them."""
+    return isinstance(node.target, type) and not issubclass(node.target, Tensor)
 
 
 def get_tensor(network: nn.Module, name: str) -> Tensor:
