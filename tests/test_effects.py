@@ -232,6 +232,12 @@ COUNTED = {
     "put everywhere": lambda m, x: put_everywhere(m.same(x), m.wide(x)),
     "added to a part": lambda m, x: added(m.same(x), m.wide(x)),
     "set some channels": lambda m, x: replaced(m.same(x), (slice(None), slice(4))),
+    "as many axes": lambda m, x: (
+        x
+        * m.project(x.mean((2, 3)))
+        .view([*x.shape[:2]] + [1] * (x.ndim - 2))
+        .expand(*[-1] * x.dim())
+    ),
     "numbers in a row": lambda m, x: m.same(x) + torch.arange(x.size(1))[:, None, None],
 }
 

@@ -157,9 +157,7 @@ def test_what_cannot_be_looked_into_is_named():
         def __init__(self, *tensors):
             self.tensors = tensors
 
-    with pytest.raises(
-        TraceError, match=r"no tensors that can be looked at: .*dataclass"
-    ):
+    with pytest.raises(TraceError, match=r"no tensors that can be looked at: .*dataclass"):
         trace(Returning(Own), SHAPE)
 
 

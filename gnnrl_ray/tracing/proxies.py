@@ -21,6 +21,8 @@ from torch.autograd import Variable
 from gnnrl_ray.data.records import parts_of
 from gnnrl_ray.tracing.names import CALCULATING, CREATING
 
+_DIMENSIONS = ("ndim", "dim", "ndimension")  # how many there are
+
 
 def _in_place(function: Callable[..., object]) -> Callable[..., object]:
     """Return what ``+=`` and its like do; tensors alone are changed in place."""
@@ -36,10 +38,13 @@ def _in_place(function: Callable[..., object]) -> Callable[..., object]:
 class _Knowing:
     """Answers what Python asks of its own accord, which cannot be recorded."""
 
-    def __getattr__(self, name: str) -> "AttributeProxy":
+    def __getattr__(self, name: str) -> Any:
         # Or ``hasattr`` would find whatever code asks for, as for a tensor of its own kind.
         if name == "value" or not hasattr(self.value, name):
             raise AttributeError(f"{type(self.value).__name__} has no attribute {name!r}")
+        if name in _DIMENSIONS and isinstance(self.value, Tensor):
+            count = self.value.dim()  # of all images, whatever is pruned
+            return count if name == "ndim" else lambda: count
         return AttributeProxy(self, name)
 
     def __bool__(self) -> bool:
