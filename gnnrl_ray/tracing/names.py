@@ -22,7 +22,8 @@ UNARY = (
     "signbit", "isposinf", "isneginf", "isreal", "fix", "frac", "exp2", "log10", "logit",
     "expit", "erfc", "erfinv", "sinc", "sinh", "cosh", "asin", "acos", "asinh", "acosh",
     "atanh", "arcsin", "arccos", "arctan", "arcsinh", "arccosh", "arctanh", "deg2rad",
-    "rad2deg", "digamma", "lgamma", "i0", "entr", "ndtr", "log_ndtr", "rand_like", "randn_like",
+    "rad2deg", "digamma", "lgamma", "i0", "entr", "ndtr", "log_ndtr", "rand_like",
+    "randn_like",
 )  # fmt: skip
 # One number of several, at the same place.
 COMBINING = (
