@@ -519,6 +519,23 @@ def test_what_is_dropped_in_training_stays_as_it_is():
     assert not groups.left
 
 
+@torch.fx.wrap
+def shifted_by(x, shifts):
+    shifts[0] = 0  # of a list of its own
+    return torch.roll(x, shifts, (2, 3))
+
+
+class Shifting(Body):
+    def body(self, x):
+        return shifted_by(x, [1, 2])
+
+
+def test_functions_may_change_the_lists_they_get():
+    groups = trace(shaken(Shifting()), SHAPE, skip_untraceable=True)
+    assert "shifted_by in" in groups.left[0]
+    assert "first" in groups.whole
+
+
 def test_what_is_not_known_is_refused():
     with pytest.raises(TraceError, match=r"max_pool2d_with_indices in .*unknown"):
         trace(Indices(), SHAPE)

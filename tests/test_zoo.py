@@ -197,3 +197,15 @@ def test_classes_are_given_through_keywords(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     assert build_network("mine_of_keywords:build", 7).out_features == 7
+
+
+def test_networks_of_torchvision_fetch_nothing(monkeypatch):
+    def fetched(*given, **named):
+        raise AssertionError("weights were to be fetched")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fetched)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetched)
+    network = build_network("torchvision:lraspp_mobilenet_v3_large", 5).eval()
+    assert network(torch.rand(1, 3, 64, 64))["out"].shape == (1, 5, 64, 64)
+    with pytest.raises(InputError, match=r"raft_small cannot be built with num_classes=5"):
+        build_network("torchvision:raft_small", 5)

@@ -21,6 +21,7 @@ from gnnrl_ray.scoring.layout import channels_last
 from gnnrl_ray.scoring.speed import device_name, images_for
 from gnnrl_ray.storage import Storage
 from gnnrl_ray.tracing.groups import ChannelGroups
+from gnnrl_ray.tracing.symbolic import Interpreter
 
 _SCALES, _RANDOM, _HELD = 8, 20, 10  # networks that are timed: alike in all groups, not
 _PASSES, _WARM_UP = 7, 2
@@ -128,7 +129,7 @@ def _timed(
     return min(whole), layers * min(1.0, min(whole) / max(layers.sum(), 1e-9))
 
 
-class _Clock(fx.Interpreter):
+class _Clock(Interpreter):
     """Runs a graph and times its layers."""
 
     def __init__(self, network: fx.GraphModule, groups: ChannelGroups) -> None:

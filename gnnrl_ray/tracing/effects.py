@@ -468,6 +468,8 @@ _TABLES: dict[Callable[[Labels, fx.Node], None], set] = {
         F.pixel_shuffle, F.pixel_unshuffle,
     },
     _mixing: called(*MIXING) | {
+        "torchvision.models.swin_transformer:shifted_window_attention",
+        "torchvision.models.video.swin_transformer:shifted_window_attention_3d",
         operator.matmul, nn.MultiheadAttention, nn.LocalResponseNorm, nn.CosineSimilarity,
         nn.CrossMapLRN2d,
         nn.Bilinear, nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.LSTM, nn.GRU,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -515,7 +516,23 @@ def _foreign(filename: str) -> bool:
     return "/torch/" not in filename and "/gnnrl_ray/tracing/" not in filename
 
 
-class ShapeRun(fx.Interpreter):
+class Interpreter(fx.Interpreter):
+    """Runs a graph node by node; functions may change the lists that they are given."""
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple, dict]:
+        """Return the arguments of a node, in lists and dictionaries as code has them."""
+        return _as_written(super().fetch_args_kwargs_from_env(n))
+
+
+def _as_written(value: Any) -> Any:
+    if type(value) in (dict, immutable_dict):
+        return {name: _as_written(each) for name, each in value.items()}
+    if type(value) in (list, immutable_list):
+        return list(map(_as_written, value))
+    return tuple(map(_as_written, value)) if type(value) is tuple else value
+
+
+class ShapeRun(Interpreter):
     """One run of a graph on images of zeros, for the shapes.
 
     Attributes:

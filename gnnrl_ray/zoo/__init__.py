@@ -72,7 +72,17 @@ def build_network(name: str, num_classes: int = 10, image_size: int = 32) -> "nn
                 f"torchvision has no network {attribute!r}; it lists its own with "
                 "torchvision.models.list_models()."
             ) from error
-        return build(weights=None, num_classes=num_classes)
+        # Or what segments would fetch the weights of what it stands on.
+        takes = inspect.signature(build).parameters
+        untrained = {
+            name: None for name in ("weights", "weights_backbone") if name in takes
+        }
+        try:
+            return build(**untrained, num_classes=num_classes)
+        except TypeError as error:
+            raise InputError(
+                f"{name} cannot be built with num_classes={num_classes}: {error}."
+            ) from error
     if source == "timm":
         return _build_of_timm(attribute, num_classes)
     build = import_callable(source, attribute)
