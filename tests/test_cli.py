@@ -15,7 +15,7 @@ from gnnrl_ray import SearchSettings, cli
 from gnnrl_ray.errors import Notice
 from gnnrl_ray.jobs.comparing import Comparison
 from gnnrl_ray.jobs.sweep import Sweep
-from gnnrl_ray.tracing import symbolic as symbolic_module
+from gnnrl_ray.tracing.tracer import Tracer
 from gnnrl_ray.zoo.weights import save_weights
 
 
@@ -349,9 +349,9 @@ def test_paper_is_the_papers_agent(command, home):
 def test_a_command_traces_once(command, home, monkeypatch):
     """Search, fine-tuning, evaluation and their reports work on one graph."""
     traced = []
-    trace = symbolic_module._Tracer.trace
+    trace = Tracer.trace
     monkeypatch.setattr(
-        symbolic_module._Tracer, "trace",
+        Tracer, "trace",
         lambda *given, **named: traced.append(1) or trace(*given, **named),
     )  # fmt: skip
     commands = [

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision import ops
 
 from gnnrl_ray import Costs, prune, trace
-from gnnrl_ray.tracing.symbolic import TraceError
+from gnnrl_ray.tracing.network import TraceError
 
 SHAPE = (3, 8, 8)
 

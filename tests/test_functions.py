@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd import Function
 
 from gnnrl_ray import mask, prune, trace
-from gnnrl_ray.tracing.symbolic import TraceError
+from gnnrl_ray.tracing.network import TraceError
 
 SHAPE = (3, 8, 8)
 

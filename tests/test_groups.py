@@ -17,8 +17,8 @@ from gnnrl_ray.agent.mgnn import GraphEncoder
 from gnnrl_ray.display.report import describe
 from gnnrl_ray.errors import DataError, InputError
 from gnnrl_ray.tracing.groups import trace
+from gnnrl_ray.tracing.network import TraceError
 from gnnrl_ray.tracing.operations import FIXED, ZERO, select_channels
-from gnnrl_ray.tracing.symbolic import TraceError
 from gnnrl_ray.zoo import build_network
 
 

@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from gnnrl_ray.tracing.labels import Labels, Transit
+from gnnrl_ray.tracing.network import TraceError
 from gnnrl_ray.tracing.operations import FIXED
-from gnnrl_ray.tracing.symbolic import TraceError, symbolic
+from gnnrl_ray.tracing.symbolic import symbolic
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from gnnrl_ray.pruning.importance import rank
 from gnnrl_ray.pruning.removal import deliver, keep, remove
 from gnnrl_ray.scoring.padding import Padded, padded
 from gnnrl_ray.scoring.training import train
-from gnnrl_ray.tracing.symbolic import TraceError
+from gnnrl_ray.tracing.network import TraceError
 from gnnrl_ray.zoo import build_network
 from gnnrl_ray.zoo.resnet import ResNet
 

@@ -19,8 +19,8 @@ from gnnrl_ray import prune, trace
 from gnnrl_ray.pruning import removal
 from gnnrl_ray.pruning.budget import Budget, BudgetError
 from gnnrl_ray.scoring.training import recalibrate
+from gnnrl_ray.tracing.network import TraceError
 from gnnrl_ray.tracing.operations import Operation
-from gnnrl_ray.tracing.symbolic import TraceError
 
 SHAPE = (3, 8, 8)
 

@@ -9,7 +9,8 @@ from torch import nn
 from torch.autograd import Variable
 
 from gnnrl_ray import prune, trace
-from gnnrl_ray.tracing.symbolic import TraceError, symbolic
+from gnnrl_ray.tracing.network import TraceError
+from gnnrl_ray.tracing.symbolic import symbolic
 
 SHAPE = (3, 8, 8)
 

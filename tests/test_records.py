@@ -15,8 +15,8 @@ from gnnrl_ray.data.loader import Loader
 from gnnrl_ray.data.records import has_records, mapped
 from gnnrl_ray.jobs.exporting import export
 from gnnrl_ray.pruning.removal import standing_alone
+from gnnrl_ray.tracing.network import TraceError
 from gnnrl_ray.tracing.proxies import tensors_in
-from gnnrl_ray.tracing.symbolic import TraceError
 
 SHAPE = (3, 8, 8)
 Named = namedtuple("Named", "logits features")

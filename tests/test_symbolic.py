@@ -10,13 +10,9 @@ from torchvision.ops import StochasticDepth
 
 from gnnrl_ray import mask, prune, trace
 from gnnrl_ray.errors import Notice
-from gnnrl_ray.tracing.symbolic import (
-    ShapeRun,
-    TraceError,
-    closed_in,
-    get_tensor,
-    symbolic,
-)
+from gnnrl_ray.tracing.network import TraceError, get_tensor
+from gnnrl_ray.tracing.shapes import ShapeRun
+from gnnrl_ray.tracing.symbolic import closed_in, symbolic
 
 
 class Branches(nn.Module):

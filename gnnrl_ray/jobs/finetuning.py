@@ -15,7 +15,7 @@ from gnnrl_ray.scoring.checkpoint import Checkpoint
 from gnnrl_ray.scoring.padding import padded
 from gnnrl_ray.scoring.training import Training, steps_per_epoch
 from gnnrl_ray.tracing.groups import ChannelGroups
-from gnnrl_ray.tracing.symbolic import copied
+from gnnrl_ray.tracing.network import copied
 
 STATE = "finetuning.safetensors"  # all that it takes to go on
 

@@ -39,7 +39,7 @@ from gnnrl_ray.settings import SearchSettings, unknown_setting
 from gnnrl_ray.source import Source
 from gnnrl_ray.storage import Storage
 from gnnrl_ray.tracing.groups import trace
-from gnnrl_ray.tracing.symbolic import evaluating, unwrapped
+from gnnrl_ray.tracing.network import evaluating, unwrapped
 from gnnrl_ray.zoo.weights import hash_of
 
 _LOOKED_AT = 64  # images, at least, to see whether outputs and labels fit

@@ -18,8 +18,8 @@ from gnnrl_ray.data.records import mapped
 from gnnrl_ray.errors import InputError
 from gnnrl_ray.settings import IMPORTANCES
 from gnnrl_ray.tracing.groups import ChannelGroups
+from gnnrl_ray.tracing.network import evaluating
 from gnnrl_ray.tracing.operations import Operation
-from gnnrl_ray.tracing.symbolic import evaluating
 
 Batch = tuple[Images, Any]
 Loss = Callable[[Any, Any], Tensor]  # of what the network returns, and the targets

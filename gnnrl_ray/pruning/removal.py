@@ -16,6 +16,7 @@ from gnnrl_ray.process import torch_as_it_starts
 from gnnrl_ray.pruning.importance import Batch, rank
 from gnnrl_ray.tracing.check import SAME, Reference, trains
 from gnnrl_ray.tracing.groups import ChannelGroups
+from gnnrl_ray.tracing.network import TraceError, copied, get_tensor, unwrapped
 from gnnrl_ray.tracing.operations import (
     FIXED,
     RESHAPES,
@@ -25,16 +26,8 @@ from gnnrl_ray.tracing.operations import (
     select_channels,
 )
 from gnnrl_ray.tracing.proxies import set_item
-from gnnrl_ray.tracing.symbolic import (
-    ShapeRun,
-    TraceError,
-    copied,
-    describe_node,
-    get_tensor,
-    makes_record,
-    symbolic,
-    unwrapped,
-)
+from gnnrl_ray.tracing.shapes import ShapeRun
+from gnnrl_ray.tracing.symbolic import describe_node, makes_record, symbolic
 
 
 def keep(ranking: Iterable[np.ndarray], widths: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -22,7 +22,7 @@ from gnnrl_ray.errors import Notice
 from gnnrl_ray.scoring.fusion import fuse
 from gnnrl_ray.scoring.training import accuracy
 from gnnrl_ray.settings import PRECISIONS
-from gnnrl_ray.tracing.symbolic import TraceError
+from gnnrl_ray.tracing.network import TraceError
 
 TOLERANCE = 0.001
 

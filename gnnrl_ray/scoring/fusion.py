@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from gnnrl_ray.tracing.network import get_tensor
 from gnnrl_ray.tracing.proxies import set_item
-from gnnrl_ray.tracing.symbolic import ShapeRun, get_tensor
+from gnnrl_ray.tracing.shapes import ShapeRun
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 # What oneDNN calls an activation, and with which numbers.

@@ -21,7 +21,7 @@ from gnnrl_ray.scoring.layout import channels_last
 from gnnrl_ray.scoring.speed import device_name, images_for
 from gnnrl_ray.storage import Storage
 from gnnrl_ray.tracing.groups import ChannelGroups
-from gnnrl_ray.tracing.symbolic import Interpreter
+from gnnrl_ray.tracing.shapes import Interpreter
 
 _SCALES, _RANDOM, _HELD = 8, 20, 10  # networks that are timed: alike in all groups, not
 _PASSES, _WARM_UP = 7, 2

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gnnrl_ray.data.loader import Images, Loader, each_of, forward
 from gnnrl_ray.data.split import Split
-from gnnrl_ray.tracing.symbolic import evaluating
+from gnnrl_ray.tracing.network import evaluating
 
 _TRIED = 2  # images
 

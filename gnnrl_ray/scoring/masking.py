@@ -22,8 +22,8 @@ from gnnrl_ray.scoring.fusion import Fusion
 from gnnrl_ray.scoring.layout import channels_last
 from gnnrl_ray.scoring.training import calibration_batches, recalibrate_on
 from gnnrl_ray.tracing.groups import ChannelGroups
+from gnnrl_ray.tracing.network import copied, get_tensor
 from gnnrl_ray.tracing.operations import Operation
-from gnnrl_ray.tracing.symbolic import copied, get_tensor
 
 # Images that are scored again in wide numbers. A graph cannot ask how many are worth it;
 # of 413 changes to 14 candidates of 5,000 images, 5 were further down.

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.tracing.symbolic import copied
+from gnnrl_ray.tracing.network import copied
 
 # (network, validation data as it was given) -> a number, or several by name.
 ScoreFunction = Callable[[nn.Module, Any], float | Mapping[str, float]]

@@ -35,7 +35,7 @@ from gnnrl_ray.scoring.padding import padded
 from gnnrl_ray.scoring.training import recalibrate, steps_per_epoch, train
 from gnnrl_ray.settings import SearchSettings, parse_finetune
 from gnnrl_ray.tracing.groups import ChannelGroups
-from gnnrl_ray.tracing.symbolic import copied
+from gnnrl_ray.tracing.network import copied
 
 _EPISODE_LR = 0.01
 _TAYLOR_BATCH = 256

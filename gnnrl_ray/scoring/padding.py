@@ -20,7 +20,7 @@ from gnnrl_ray.pruning.removal import flags_of, insert_masks, part_of, remove
 from gnnrl_ray.scoring.layout import channels_last
 from gnnrl_ray.tracing.check import Reference
 from gnnrl_ray.tracing.groups import ChannelGroups
-from gnnrl_ray.tracing.symbolic import TraceError, get_tensor
+from gnnrl_ray.tracing.network import TraceError, get_tensor
 
 _MULTIPLE = 8  # of channels, in half precision
 

@@ -11,13 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gnnrl_ray.data.loader import InputShape
 from gnnrl_ray.errors import Notice
+from gnnrl_ray.tracing.network import TraceError, cannot_run, evaluating, images_like
 from gnnrl_ray.tracing.proxies import tensors_in
-from gnnrl_ray.tracing.symbolic import (
-    TraceError,
-    cannot_run,
-    evaluating,
-    images_like,
-)
 
 _IMAGES = 3  # other than a trace's: nothing may hold for one number of images alone
 # Of the largest number: beyond it, rounding is told from what is wrong in double precision,

@@ -27,16 +27,11 @@ from gnnrl_ray.tracing.names import (
     called,
     layers,
 )
+from gnnrl_ray.tracing.network import IMAGES, TraceError, get_tensor
 from gnnrl_ray.tracing.operations import FIXED, select_channels
 from gnnrl_ray.tracing.proxies import set_item
 from gnnrl_ray.tracing.sizes import has_tensor, reads_kernel, spell_out
-from gnnrl_ray.tracing.symbolic import (
-    IMAGES,
-    TraceError,
-    describe_node,
-    get_tensor,
-    makes_record,
-)
+from gnnrl_ray.tracing.symbolic import describe_node, makes_record
 
 
 def follow(

@@ -23,13 +23,9 @@ from gnnrl_ray.settings import parse_pattern
 from gnnrl_ray.tracing.check import Reference
 from gnnrl_ray.tracing.effects import follow
 from gnnrl_ray.tracing.labels import Labelled, Labels
+from gnnrl_ray.tracing.network import get_tensor, unwrapped
 from gnnrl_ray.tracing.operations import FIXED, Layout, Operation
-from gnnrl_ray.tracing.symbolic import (
-    closed_in,
-    get_tensor,
-    symbolic,
-    unwrapped,
-)
+from gnnrl_ray.tracing.symbolic import closed_in, symbolic
 
 _PATTERN_SECONDS = 1  # for one name; some patterns need ages
 

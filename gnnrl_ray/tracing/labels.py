@@ -15,14 +15,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from gnnrl_ray.data.loader import InputShape
+from gnnrl_ray.tracing.network import IMAGES, TraceError, get_tensor
 from gnnrl_ray.tracing.operations import FIXED, NO_CHANNELS, Layout, Operation
-from gnnrl_ray.tracing.symbolic import (
-    IMAGES,
-    ShapeRun,
-    TraceError,
-    describe_node,
-    get_tensor,
-)
+from gnnrl_ray.tracing.shapes import ShapeRun
+from gnnrl_ray.tracing.symbolic import describe_node
 
 
 class WholeError(TraceError):

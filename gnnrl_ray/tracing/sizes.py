@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, fx
 
 from gnnrl_ray.tracing.labels import Labels, Stream
+from gnnrl_ray.tracing.network import IMAGES
 from gnnrl_ray.tracing.operations import RESHAPES
-from gnnrl_ray.tracing.symbolic import IMAGES, describe_node
+from gnnrl_ray.tracing.symbolic import describe_node
 
 
 def spell_out(flow: Labels, node: fx.Node) -> None:
