@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gnnrl_ray import mask, prune, search, trace
 from gnnrl_ray.data.loader import Loader
-from gnnrl_ray.data.records import has_records, mapped
+from gnnrl_ray.data.records import all_in, has_records, mapped
 from gnnrl_ray.jobs.exporting import export
 from gnnrl_ray.pruning.removal import standing_alone
 from gnnrl_ray.tracing.network import TraceError
@@ -170,3 +170,23 @@ def test_widths_of_random_networks_leave_what_is_returned(rng):
         assert made.logits.shape == (2, 5)
         assert made.features.shape[1] == 6
     assert np.array_equal(groups.widths, [8])
+
+
+@dataclass
+class Link:
+    weight: Tensor
+    others: list
+
+
+def test_what_holds_itself_is_looked_into_once():
+    first, second = Link(torch.ones(1), []), Link(torch.zeros(1), [])
+    first.others, second.others = [second, second], [first]
+    assert len(tensors_in(first)) == 3
+    assert sum(map(torch.is_tensor, all_in(first))) == 2
+    many = [Link(torch.ones(1), []) for _ in range(30)]
+    for each in many:
+        each.others = many
+    network = Returning(RECORDS["dataclass"]).eval()
+    network.links, network.many = first, many
+    assert trace(network, SHAPE).names == ("first",)
+    assert prune(network, trace(network, SHAPE), [4]).links.others[0].weight == 0

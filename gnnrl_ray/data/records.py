@@ -1,7 +1,7 @@
 """What tensors come in: tuples, dictionaries, dataclasses and others that hold them."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ def parts_of(value: object) -> Parts | None:
         return Parts(kind, tuple(value), {})
     if is_dataclass(kind):  # as outputs of Hugging Face are, which are dictionaries, too
         names = [field.name for field in fields(kind) if field.init]
-        return Parts(kind, (), {name: getattr(value, name) for name in names})
+        return Parts(kind, (), {name: getattr(value, name, None) for name in names})
     if kind is SimpleNamespace:
         return Parts(kind, (), dict(vars(value)))
     if isinstance(value, dict) and kind not in _PLAIN:
@@ -38,13 +38,29 @@ def parts_of(value: object) -> Parts | None:
     return None
 
 
+def held_by(value: object) -> Iterable[object]:
+    """Return what a tuple, list, dictionary or record holds; nothing of all else."""
+    if (parts := parts_of(value)) is not None:
+        return (*parts.given, *parts.named.values())
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, tuple | list) else ()
+
+
+def all_in(value: object) -> Iterator[object]:
+    """Go through ``value`` and all that it holds, and what that holds: each once."""
+    left, seen = [value], {}
+    while left:
+        each = left.pop()
+        if id(each) not in seen:
+            seen[id(each)] = each  # which keeps its id its own
+            yield each
+            left.extend(held_by(each))
+
+
 def has_records(value: object) -> bool:
     """Say whether ``value`` is a record, or holds one."""
-    if isinstance(value, dict):
-        return type(value) not in _PLAIN or any(map(has_records, value.values()))
-    if type(value) in (tuple, list):
-        return any(map(has_records, value))
-    return parts_of(value) is not None
+    return any(parts_of(each) is not None for each in all_in(value))
 
 
 def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from gnnrl_ray.data.loader import InputShape, shapes_of
+from gnnrl_ray.data.records import all_in
 from gnnrl_ray.errors import InputError
-from gnnrl_ray.tracing.proxies import tensors_in
 
 _Networks = TypeVar("_Networks", bound=nn.Module | tuple[nn.Module, ...])
 
@@ -102,9 +102,9 @@ def copied(networks: _Networks, memo: dict | None = None) -> _Networks:
     for network in networks if isinstance(networks, tuple) else (networks,):
         for module in network.modules():
             own = [v for k, v in vars(module).items() if k not in _LEAVES]
-            for tensor in tensors_in(own):
-                if tensor.grad_fn is not None:
-                    memo[id(tensor)] = tensor.detach()
+            for kept in all_in(own):
+                if isinstance(kept, Tensor) and kept.grad_fn is not None:
+                    memo[id(kept)] = kept.detach()
     try:
         return copy.deepcopy(networks, memo)
     except Exception as error:  # whatever that of the user's own says, who is asked

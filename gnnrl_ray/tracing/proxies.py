@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.autograd import Variable
 
-from gnnrl_ray.data.records import parts_of
+from gnnrl_ray.data.records import all_in, held_by, parts_of
 from gnnrl_ray.tracing.names import CALCULATING, CREATING
 
 _DIMENSIONS = ("ndim", "dim", "ndimension")  # how many there are
@@ -197,7 +197,7 @@ def values_of(argument: object) -> object:
     if kind is dict:
         return {key: values_of(value) for key, value in argument.items()}
     if (parts := parts_of(argument)) is not None:
-        if not _has_proxies(argument):
+        if not any(map(is_proxy, all_in(argument))):
             return argument
         return kind(*map(values_of, parts.given), **values_of(parts.named))
     if kind is slice:
@@ -205,33 +205,23 @@ def values_of(argument: object) -> object:
     return argument
 
 
-def _has_proxies(value: object) -> bool:
-    if (parts := parts_of(value)) is not None:
-        value = (*parts.given, *parts.named.values())
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, tuple | list):
-        return any(map(_has_proxies, value))
-    return is_proxy(value)
-
-
 class StaleError(Exception):
     """What a proxy stood for has been changed through another view of it."""
 
 
-def tensors_in(value: object) -> list[Tensor]:
-    """Return the tensors in tuples, lists, dictionaries and records."""
-    if is_proxy(value):
+def tensors_in(value: object, around: tuple = ()) -> list[Tensor]:
+    """Return the tensors in tuples, lists, dictionaries and records.
+
+    Args:
+        value: or a tensor.
+        around: what holds it; what holds itself, too, is looked into once.
+    """
+    if is_proxy(value) or any(value is each for each in around):
         return []
     if isinstance(value, Tensor):
         return [value]
-    if (parts := parts_of(value)) is not None:
-        return tensors_in([*parts.given, *parts.named.values()])
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, tuple | list):
-        return [tensor for part in value for tensor in tensors_in(part)]
-    return []
+    around = (*around, value)
+    return [tensor for part in held_by(value) for tensor in tensors_in(part, around)]
 
 
 class Aliases:
