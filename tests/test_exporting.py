@@ -9,6 +9,7 @@ from helpers.networks import Gated, Pyramid
 from torch import nn
 
 from gnnrl_ray import Data, prune, trace
+from gnnrl_ray.data.loader import Loader
 from gnnrl_ray.jobs.exporting import ENDS, ExportError, export
 from gnnrl_ray.pruning.removal import standing_alone
 from gnnrl_ray.run import directory
@@ -31,6 +32,26 @@ def test_a_file_predicts_what_the_network_does(smaller, digits, tmp_path, end):
     assert found.agree == found.images == len(digits.validation)
     assert found.difference < 1e-5
     assert (tmp_path / f"a.{end}").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("end", ["onnx", "pt2", "pt"])
+def test_images_that_are_changed_in_place_are_those_of_the_file_too(tmp_path, end):
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.fc(self.conv(x.sub_(0.5).div_(0.2)).relu().mean((2, 3)))
+
+    images = torch.rand(8, 3, 8, 8)
+    kept = images.clone()
+    found = export(
+        halved(InPlace(), (3, 8, 8)), Loader([(images, torch.zeros(8).long())]),
+        tmp_path / f"a.{end}",
+    )  # fmt: skip
+    assert found.difference < 1e-5
+    assert torch.equal(images, kept)
 
 
 def test_whole_numbers_predict_nearly_that(smaller, digits, tmp_path):
