@@ -5,7 +5,7 @@ import importlib.util
 import io
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from gnnrl_ray.data import Split
-from gnnrl_ray.data.loader import Loader, each_of, shapes_of
-from gnnrl_ray.data.records import has_records
+from gnnrl_ray.data.loader import Loader, each_of, forward, shapes_of
+from gnnrl_ray.data.records import has_records, mapped
 from gnnrl_ray.errors import DataError, GnnrlError, InputError
 from gnnrl_ray.pruning.removal import standing_alone
 from gnnrl_ray.storage import storage_of
@@ -94,11 +94,9 @@ def export(
     write, load = FORMATS[kind]
     try:
         with _quiet(), torch.no_grad():
-            written = network
-            if has_records(
-                network(*_copies(images))
-            ):  # only its code has their classes
-                written = standing_alone(network, shapes)
+            made = network(*mapped(torch.clone, images))
+            # Of classes that only its code knows, files hold nothing.
+            written = standing_alone(network, shapes) if has_records(made) else network
             content = write(written, images)
             if calibration is not None:
                 content = _quantised(content, calibration)
@@ -135,8 +133,9 @@ def _compared(
     difference, classes = 0.0, True
     with torch.inference_mode():
         for images, labels in split.batches(_BATCH):
-            ours = tensors_in(network(*_copies(each_of(images))))
-            theirs = loaded(*_copies(each_of(images)))
+            # Either may change its images in place.
+            ours = tensors_in(forward(network, mapped(torch.clone, images)))
+            theirs = loaded(*each_of(mapped(torch.clone, images)))
             for a, b in zip(ours, theirs, strict=True):
                 apart = float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
                 difference = max(difference, apart)
@@ -151,11 +150,6 @@ def _compared(
                 near = (ours[0] - theirs[0]).abs().flatten(1).amax(1)
                 agree += int((near <= 1e-3 * ours[0].abs().max()).sum())
     return Exported(path, total, agree, difference, right / total if classes else None)
-
-
-def _copies(images: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    """Return copies, for who may change them in place."""
-    return tuple(image.clone() for image in images)
 
 
 def _write_onnx(network: nn.Module, images: tuple[Tensor, ...]) -> bytes:
