@@ -235,9 +235,12 @@ def test_the_agent_searches_resumes_and_repeats_itself(short, tmp_path, monkeypa
     assert len(widths(tmp_path / "run")) == 12
     built, build = [], Objective.build
     monkeypatch.setattr(Objective, "build", lambda *given: built.append(1) or build(*given))
-    resumed = short("gnn-rl", agent=AGENT, episodes=14, resume=True)
+    told = []
+    resumed = short("gnn-rl", agent=AGENT, episodes=14, resume=True,
+                    on_episode=lambda done, best: told.append(done))  # fmt: skip
     # What came after the checkpoint is replayed from the journal, not scored again.
     assert len(built) == 2 + 1  # two candidates, and the winner's weights
+    assert told == [13, 14]
     assert resumed.widths == straight.widths
     assert widths(tmp_path / "run") == widths(tmp_path / "straight")
 

@@ -67,7 +67,9 @@ class Task:
         if winner is not None and winner[0] == episode:
             kept = self.objective.kept(winner[1].widths)
             self.run.write_best(self.objective.budget, kept)
-        if self.on_episode is not None:
+        if replayed:  # whoever looks on was told of it when it was new
+            self.say(f"learning from the journal, {episode + 1}/{len(journal)}")
+        elif self.on_episode is not None:
             self.on_episode(len(journal), best[1] if best else None)
         lost = record.outcome is None and record.actions is None
         if lost and not replayed:
