@@ -174,13 +174,14 @@ def draw_comparison(table: pd.DataFrame) -> bytes:
     axes = figure.subplots(1, max(len(cells), 1), squeeze=False)[0]
     for axis, ((network, budget), cell) in zip(axes, cells, strict=False):
         methods = list(dict.fromkeys(cell["method"]))
+        # First, or it may lie on the frame: limits keep their distance from what is drawn.
+        axis.axhline(100 * cell["dense_holdout"].mean(), color="grey", lw=1, label="dense")
         for kind, mark in (("pruned", "o"), ("tuned", "^")):
             values = cell[f"{kind}_holdout"].astype(float)
             if values.notna().to_numpy().any():
                 places = [methods.index(method) for method in cell["method"]]
                 label = {"pruned": "as found", "tuned": "fine-tuned"}[kind]
                 axis.plot(places, 100 * values, mark, alpha=0.7, label=label)
-        axis.axhline(100 * cell["dense_holdout"].mean(), color="grey", lw=1, label="dense")
         axis.set_xticks(range(len(methods)), methods, rotation=60)
         axis.set(title=f"{network}, {budget}", ylabel="accuracy on the holdout in %")
         axis.legend(fontsize=7)
