@@ -6,7 +6,7 @@ from helpers.networks import build
 from scipy.stats import spearmanr
 
 from gnnrl_ray import Budget, trace
-from gnnrl_ray.agent.candidates import Candidates, History, box_of
+from gnnrl_ray.agent.candidates import Candidates, History, box_of, worths
 from gnnrl_ray.graph.facts import GroupFacts
 from gnnrl_ray.graph.hierarchy import HierarchicalGraph
 
@@ -127,3 +127,13 @@ def test_the_box_follows_successes_and_failures():
     assert box_of(np.r_[np.arange(5.0), 0, 0, 0], 9, first=5) == pytest.approx(start / 1.6)
     assert box_of(np.r_[np.arange(5.0), np.zeros(500)], 9, first=5) == 0.02
     assert box_of(np.arange(500.0), 9, first=5) == 1.0
+
+
+def test_worths_are_how_much_the_error_has_shrunk():
+    scores = np.array([-0.8, -0.4, -0.2, -0.1])
+    found = worths(scores)
+    assert found.mean() == pytest.approx(0)
+    assert found.std() == pytest.approx(1)
+    assert np.diff(found) == pytest.approx(np.diff(found)[0])  # halved each time
+    assert np.isfinite(worths([0.0, -1.0])).all()
+    assert worths([-0.3, -0.3]).tolist() == [0, 0]

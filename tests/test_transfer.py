@@ -113,10 +113,10 @@ def test_a_critic_of_one_network_ranks_those_of_another(tmp_path):
     from scipy.stats import spearmanr
 
     from gnnrl_ray import Budget, HierarchicalGraph, trace
+    from gnnrl_ray.agent.candidates import worths
     from gnnrl_ray.agent.choosing import ChoosingModule
     from gnnrl_ray.agent.env import GraphBox
     from gnnrl_ray.agent.method import Agent
-    from gnnrl_ray.agent.replay import normal_scores
     from gnnrl_ray.agent.transfer import start_from
     from gnnrl_ray.graph.facts import GroupFacts
     from gnnrl_ray.jobs.pretraining import Lesson, pretrain
@@ -140,7 +140,7 @@ def test_a_critic_of_one_network_ranks_those_of_another(tmp_path):
         )  # fmt: skip
         observation = torch.from_numpy(graph.features(groups.widths))
         return Lesson(module, observation, torch.from_numpy(1 - kept).float(),
-                      torch.from_numpy(normal_scores(worth.sum(1))))  # fmt: skip
+                      torch.from_numpy(worths(-np.exp(-worth.sum(1)))).float())  # fmt: skip
 
     torch.manual_seed(0)
     learnt, other = lesson(14, 200), lesson(26, 200)
@@ -188,7 +188,7 @@ def test_an_agent_comes_with_the_package(network, digits, tmp_path):
 def test_what_is_known_chooses_among_candidates_from_anywhere(
     run, network, digits, tmp_path, monkeypatch
 ):
-    """Until it has seen how this network differs; without knowledge, dice do."""
+    """Until it has seen how this network differs; without knowledge, rules come first."""
     asked = []
     around, anywhere = Candidates.around, Candidates.anywhere
 
@@ -208,4 +208,10 @@ def test_what_is_known_chooses_among_candidates_from_anywhere(
     assert chosen == [choosing._FROM_ANYWHERE] * 3 + ["near"] * 2  # the first is the rule
     asked.clear()
     search(network, digits, out=tmp_path / "new", **short)
-    assert choosing._FROM_ANYWHERE not in asked
+    chosen = [count for count in asked if count != candidates._ANYWHERE]
+    assert chosen == [choosing._FROM_ANYWHERE] + ["near"] * 2  # the first three are rules
+    asked.clear()
+    alone = short | {"agent": short["agent"] | {"judges": "critics"}}
+    search(network, digits, out=tmp_path / "critics", **alone)
+    chosen = [count for count in asked if count != candidates._ANYWHERE]
+    assert chosen == [1, "near", "near"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from gnnrl_ray.graph.facts import GroupFacts
 from gnnrl_ray.pruning.budget import Budget
@@ -21,10 +22,12 @@ _SENSITIVITY, _VARIED, _RULE = 0.8, 0.4, 1.2
 _NEAR, _TOGETHER, _TILTED, _PROPOSED, _ANYWHERE = 600, 250, 50, 150, 150
 _STEP = 1.5  # channels that the box lets every group move by
 _MOVED = 6  # groups that are moved on average, or a quarter of them if that is more
+_LEAST_WRONG = 1e-3  # below which errors are alike
 # The box: half its side, as a ratio; its factor after so many successes in a row, or as
 # many failures as a share of the groups.
-_BOX, _SMALLEST, _LARGEST, _FACTOR = 0.3, 0.02, 1.0, 1.6
+_BOX, _LARGEST, _FACTOR = 0.3, 1.0, 1.6
 _SUCCESSES, _FAILURES = 3, 1 / 3
+_SMALLEST = 0.06  # of an agent's
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +44,24 @@ class History:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    @cached_property
+    def worths(self) -> np.ndarray:
+        """What is learnt of the scores, float64 [H]: see :func:`worths`."""
+        return worths(self.scores)
+
+
+def worths(scores: ArrayLike) -> np.ndarray:
+    """Return what ``scores`` [H] are worth, float64 [H] of mean 0 and deviation 1.
+
+    How little is wrong, on a logarithmic scale: a point is much among the best, and little
+    among the worst; and by how much one is better stays visible, unlike in ranks.
+
+    Args:
+        scores: 0 less the share that is wrong.
+    """
+    found = -np.log(np.maximum(-np.asarray(scores, np.float64), _LEAST_WRONG))
+    return (found - found.mean()) / max(found.std(), 1e-6)
 
 
 class Candidates:
@@ -101,7 +122,7 @@ class Candidates:
             generator: of the draws.
         """
         best, count = history.ratios[history.scores.argmax()], len(action)
-        side = box_of(history.scores, count)
+        side = box_of(history.scores, count, smallest=_SMALLEST)
         # Of narrow groups, less than a channel would be no move at all.
         box = np.maximum(side, _STEP / self.budget.groups.widths)
         share = max(0.25, _MOVED / count)
@@ -152,7 +173,9 @@ def _squashed(values: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-values))
 
 
-def box_of(scores: np.ndarray, groups: int, first: int = 20) -> float:
+def box_of(
+    scores: np.ndarray, groups: int, first: int = 20, smallest: float = 0.02
+) -> float:
     """Return half the side of the box, from all scores in their order.
 
     It grows after successes and shrinks after failures: TuRBO,
@@ -162,6 +185,7 @@ def box_of(scores: np.ndarray, groups: int, first: int = 20) -> float:
         scores: float [H].
         groups: G.
         first: how many of them count for nothing, but that they are to be surpassed.
+        smallest: what it does not fall below.
     """
     box, successes, failures = _BOX, 0, 0
     best = scores[:first].max()
@@ -172,5 +196,5 @@ def box_of(scores: np.ndarray, groups: int, first: int = 20) -> float:
         if successes == _SUCCESSES:
             box, successes = min(box * _FACTOR, _LARGEST), 0
         elif failures >= groups * _FAILURES:
-            box, failures = max(box / _FACTOR, _SMALLEST), 0
+            box, failures = max(box / _FACTOR, smallest), 0
     return box

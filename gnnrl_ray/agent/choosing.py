@@ -2,6 +2,7 @@
 
 The Wolpertinger policy (https://arxiv.org/abs/1512.07679), where candidates are few enough
 to be told apart: the actor's action is no candidate before it is projected to the budget.
+What critics think of candidates counts as much as what they promise by kriging.
 Actor and critics have one head for all groups, so that what is learnt of one block is known
 of the next, and of those of another network.
 
@@ -21,6 +22,7 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
 from gnnrl_ray.agent.candidates import Candidates, History
+from gnnrl_ray.agent.kriging import promise
 from gnnrl_ray.agent.learner import DDPGLearner
 from gnnrl_ray.agent.mgnn import GraphEncoder, Plan, encoder_of, perceptron
 from gnnrl_ray.agent.module import Q_OF_ACTOR, Q
@@ -31,7 +33,7 @@ from gnnrl_ray.graph.facts import GroupFacts
 _CRITICS, _HIDDEN = 5, 32
 _CURIOSITY = 0.5  # standard deviations of the critics
 _AT_ONCE = 2**15  # groups of candidates that critics look at at once
-_FROM_ANYWHERE = 200  # candidates, of which what is known from elsewhere chooses
+_FROM_ANYWHERE = 1000  # candidates to choose among while little is known
 _TRIED = 200  # of the most promising, until one is new
 _BACK = 10.0  # times the step size: how far critics are drawn to where they began
 _LEAST_KEPT = 0.03  # below which shares look alike
@@ -196,8 +198,8 @@ class ChoosingModule(TorchRLModule, InferenceOnlyAPI):
     @torch.no_grad()
     def _forward_exploration(self, batch: dict, **_: Any) -> dict:
         plan = self.actor.encoder.encoder.plan(batch[Columns.OBS])
-        knows = self.model_config["initial"] or not self._is_early
-        if knows and self.history is not None and len(self.history):
+        known = 0 if self.history is None else len(self.history)
+        if known >= self._least_known and self._judges:
             widths = self._choose(plan)
         else:
             widths = self._candidates.warm_up(self.episode, self.generator)
@@ -208,11 +210,24 @@ class ChoosingModule(TorchRLModule, InferenceOnlyAPI):
     def _is_early(self) -> bool:
         return self.episode < self.model_config["warmup_episodes"]
 
+    @property
+    def _least_known(self) -> int:
+        """How many candidates have to be known to tell others apart."""
+        return 1 if self.model_config["initial"] else len(self._candidates.rules)
+
+    @property
+    def _judges(self) -> set[str]:
+        """Who has something to say of candidates: critics after they have learnt."""
+        asked = self.model_config["judges"]
+        judges = {"critics", "kriging"} if asked == "both" else {asked}
+        learnt = self.model_config["initial"] or not self._is_early
+        return judges if learnt else judges - {"critics"}
+
     def _choose(self, plan: Plan) -> np.ndarray:
         """Return the widths [G] that promise most: on average, or in one critic's eyes.
 
-        Critics that come from elsewhere have them from anywhere at first: what is near the
-        best would not tell them how this network differs.
+        What critics and kriging say counts alike. Candidates are from anywhere at first:
+        what is near the best would not tell how this network differs.
         """
         if self._is_early:
             drawn = self._candidates.anywhere(_FROM_ANYWHERE, self.generator)
@@ -220,16 +235,26 @@ class ChoosingModule(TorchRLModule, InferenceOnlyAPI):
         else:
             action = self.actor(plan)[0].double().cpu().numpy()
             near = self._candidates.around(self.history, action, self.generator)
-        kept = torch.tensor(near / self._dense, dtype=torch.float32)
+        kept = near / self._dense
+        worth = np.zeros(len(near))
+        if "kriging" in self._judges:
+            worth += promise(self.history, 1 - kept)
+        if "critics" in self._judges:
+            worth += self._judged(plan, kept)
+        promising = near[worth.argsort()[::-1][:_TRIED]]
+        return self._candidates.first_new(promising, self.history, self.generator)
+
+    def _judged(self, plan: Plan, kept: np.ndarray) -> np.ndarray:
+        """Return what critics think of ``kept`` [N, G]: all, how sure; or one of them."""
         groups = self.critic.encoder(plan)[:1]
-        parts = kept.to(groups.device).split(max(1, _AT_ONCE // kept.shape[1]))
+        shares = torch.tensor(kept, dtype=torch.float32, device=groups.device)
+        parts = shares.split(max(1, _AT_ONCE // shares.shape[1]))
         values = torch.cat([self.critic(groups, part) for part in parts], 1)
         if self.episode % 2:
-            worth = values[int(self.generator.integers(_CRITICS))]
+            judged = values[int(self.generator.integers(_CRITICS))]
         else:
-            worth = values.mean(0) + _CURIOSITY * values.std(0)
-        promising = near[worth.topk(min(_TRIED, len(near))).indices.cpu().numpy()]
-        return self._candidates.first_new(promising, self.history, self.generator)
+            judged = values.mean(0) + _CURIOSITY * values.std(0)
+        return judged.double().cpu().numpy()
 
     def _forward_train(self, batch: dict, **_: Any) -> dict:
         plan = self.actor.encoder.encoder.plan(batch[Columns.OBS])

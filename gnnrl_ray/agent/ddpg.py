@@ -128,8 +128,8 @@ class DDPGConfig(AlgorithmConfig):
         return self._parts()[1]
 
     @property
-    def ranked(self) -> bool:
-        """Whether what is learnt are the ranks of what was done."""
+    def hindsight(self) -> bool:
+        """Whether what is learnt is what was done, and what came of it in the end."""
         return self.algorithm == "wolpertinger"
 
     def _parts(self) -> tuple[type, type]:
@@ -145,7 +145,7 @@ class DDPGConfig(AlgorithmConfig):
         names = (
             "warmup_episodes", "noise", "noise_decay", "noise_floor",
             "hidden", "encoder", "pooling", "graph_dim", "graph_layers", "twin_q",
-            "initial",
+            "initial", "judges",
         )  # fmt: skip
         own = {name: getattr(self, name) for name in names}
         return super()._model_config_auto_includes | own
@@ -216,7 +216,7 @@ class DDPG(Algorithm):
             self.config.max_retries,
         )
         self._replay = Replay(
-            self.config.replay_capacity, self.config.seed, self.config.ranked
+            self.config.replay_capacity, self.config.seed, self.config.hindsight
         )
 
     @property
@@ -273,7 +273,7 @@ class DDPG(Algorithm):
             steps = len(finished.result)
             owed = self._updates_owed + steps * self.config.updates_per_step
             # Critics that choose have learnt all they can from what there is by then.
-            most = 2 * self.config.updates_per_step if self.config.ranked else math.inf
+            most = 2 * self.config.updates_per_step if self.config.hindsight else math.inf
             self._updates_owed = min(owed, most)
             self._replay.add([finished.result])
         self._episodes_done += 1

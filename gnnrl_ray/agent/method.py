@@ -49,13 +49,14 @@ _TUNED: dict[str, dict[str, Any]] = {
     "ddpg": {"updates_per_step": 32},
     "sac": {"updates_per_step": 32},
     "wolpertinger": {
-        "updates_per_step": 100, "warmup_episodes": 15, "actor_lr": 1e-3,
+        "updates_per_step": 100, "warmup_episodes": 10, "actor_lr": 1e-3,
         "critic_lr": 3e-3, "critic_weight_decay": 0.02, "hidden": (64, 64),
     },
 }  # fmt: skip
 # What is written of learning: RLlib's names, and ours.
 _LEARNT = {QF_LOSS_KEY: "critic_loss", POLICY_LOSS_KEY: "actor_loss", QF_MEAN_KEY: "q"}
-_OF_DDPG = {"noise", "noise_decay", "noise_floor"}
+_OF_ONE = {"noise": "ddpg", "noise_decay": "ddpg", "noise_floor": "ddpg",
+           "judges": "wolpertinger"}  # fmt: skip
 
 
 class Agent:
@@ -96,11 +97,12 @@ class Agent:
         own = AgentSettings.names() & settings.agent.keys()
         AgentSettings(**{name: settings.agent[name] for name in own})
         algorithm = (cls.defaults | settings.agent)["algorithm"]
-        if algorithm != "ddpg" and (unused := _OF_DDPG & settings.agent.keys()):
-            raise InputError(
-                f"--agent {unused.pop()} is of ddpg, and {algorithm} has none; give "
-                "--agent paper (algorithm=ddpg), too."
-            )
+        for name in _OF_ONE.keys() & settings.agent.keys():
+            if (owner := _OF_ONE[name]) != algorithm:
+                raise InputError(
+                    f"--agent {name} is of {owner}, and {algorithm} has none; give --agent "
+                    f"algorithm={owner}, too."
+                )
         if settings.from_run is not None and algorithm != "wolpertinger":
             raise InputError(
                 f"--from-run {settings.from_run}: {algorithm} has a head for each group of "
@@ -326,7 +328,7 @@ class _Session:
 
     def _save(self) -> None:
         """Replace the checkpoint, a single file so that there is always a whole one."""
-        if self._algorithm.config.ranked:  # others know of one network alone
+        if self._algorithm.config.hindsight:  # others know of one network alone
             self._storage.write(AGENT_FILE, self._algorithm.knowledge())
         with tempfile.TemporaryDirectory() as scratch:
             self._algorithm.save_to_path(f"{scratch}/checkpoint")

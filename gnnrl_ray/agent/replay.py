@@ -5,16 +5,15 @@ than an update takes. Here a batch is one drawing of numbers and one stacking of
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-from scipy.stats import norm, rankdata
 from torch import Tensor
 
-from gnnrl_ray.agent.candidates import History
+from gnnrl_ray.agent.candidates import History, worths
 
 _COLUMNS = (Columns.OBS, Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS)
 
@@ -25,17 +24,17 @@ class Replay:
     Args:
         capacity: in steps.
         seed: of the drawing.
-        ranked: remember what was done instead of what was said, where the environment's
-            infos have it, and what came of it in the end instead of the next reward;
-            batches have normal scores of its ranks.
+        hindsight: remember what was done instead of what was said, where the
+            environment's infos have it, and what came of it in the end instead of the next
+            reward; batches have what that is worth beside all else (``worths``).
     """
 
     def __init__(
-        self, capacity: int, seed: int | None = None, ranked: bool = False
+        self, capacity: int, seed: int | None = None, hindsight: bool = False
     ) -> None:
         self._capacity = capacity
-        self._ranked = ranked
-        self._scores: np.ndarray | None = None  # since the last episode
+        self._hindsight = hindsight
+        self._worths: np.ndarray | None = None  # since the last episode
         self._generator = np.random.default_rng(seed)
         self._steps: deque[tuple] = deque()  # observations are shared, not copied
         self._lengths: deque[int] = deque()  # of the episodes
@@ -55,7 +54,7 @@ class Replay:
             observations[0] = self._start
             actions = [np.ravel(np.float32(action)) for action in episode.get_actions()]
             rewards = np.asarray(episode.get_rewards(), np.float32)
-            if self._ranked:
+            if self._hindsight:
                 infos = episode.get_infos()[1:]
                 actions = [i.get("done", a) for i, a in zip(infos, actions, strict=True)]
                 rewards = rewards[::-1].cumsum()[::-1]
@@ -65,7 +64,7 @@ class Replay:
                 self._steps.append(
                     (observations[t], actions[t], rewards[t], following, ends)
                 )
-            self._scores = None
+            self._worths = None
             self._lengths.append(len(episode))
             while len(self._steps) > self._capacity and len(self._lengths) > 1:
                 for _ in range(self._lengths.popleft()):
@@ -79,8 +78,8 @@ class Replay:
         drawn = self._generator.integers(len(self._steps), size=size)
         steps = zip(*(self._steps[i] for i in drawn), strict=True)
         observations, actions, rewards, following, ends = steps
-        if self._ranked:
-            rewards = self._normal_scores()[drawn]
+        if self._hindsight:
+            rewards = self._known_worths()[drawn]
         if self._batch and len(self._batch[Columns.REWARDS]) != size:
             self._batch.clear()
         columns = zip(_COLUMNS, (observations, actions, rewards, ends), strict=True)
@@ -95,16 +94,16 @@ class Replay:
 
     def history(self) -> History | None:
         """Return all that was done, and what came of it, where that is remembered."""
-        if not self._ranked or not self._steps:
+        if not self._hindsight or not self._steps:
             return None
         _, actions, scores, _, _ = zip(*self._steps, strict=True)
         return History(np.array(actions), np.array(scores))
 
-    def _normal_scores(self) -> np.ndarray:
-        """Return float32 of each step: its rank as a quantile of a normal distribution."""
-        if self._scores is None:
-            self._scores = normal_scores([step[2] for step in self._steps])
-        return self._scores
+    def _known_worths(self) -> np.ndarray:
+        """Return float32 of each step: what came of it is worth."""
+        if self._worths is None:
+            self._worths = worths([step[2] for step in self._steps]).astype(np.float32)
+        return self._worths
 
     def get_state(self) -> dict:
         """Return everything, for a checkpoint."""
@@ -118,10 +117,4 @@ class Replay:
         """Take over what :meth:`get_state` returned."""
         self._steps, self._lengths = deque(state["steps"]), deque(state["lengths"])
         self._generator.bit_generator.state = state["generator"]
-        self._scores = None
-
-
-def normal_scores(scores: Sequence[float]) -> np.ndarray:
-    """Return float32 [H] of each: its rank as a quantile of a normal distribution."""
-    ranks = rankdata(scores)
-    return norm.ppf((ranks - 0.5) / len(ranks)).astype(np.float32)
+        self._worths = None

@@ -76,6 +76,11 @@ class AgentSettings(Checked):
         "candidates near what the actor proposes; or RLlib's soft actor-critic.",
         choices=("ddpg", "wolpertinger", "sac"),
     )
+    judges: str = setting(
+        "both",
+        "Of candidates, with algorithm=wolpertinger: the critics, kriging, or both.",
+        choices=("both", "critics", "kriging"),
+    )
     encoder: str = setting(
         "mgnn",
         "Of graphs: the m-GNN, or a perceptron on the widths that knows no graph.",

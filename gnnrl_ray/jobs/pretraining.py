@@ -10,10 +10,10 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import Tensor, nn
 
+from gnnrl_ray.agent.candidates import worths
 from gnnrl_ray.agent.choosing import ChoosingModule, loss_of
 from gnnrl_ray.agent.env import PruningEnv
 from gnnrl_ray.agent.method import Agent
-from gnnrl_ray.agent.replay import normal_scores
 from gnnrl_ray.agent.transfer import knowledge
 from gnnrl_ray.data import Data
 from gnnrl_ray.errors import InputError
@@ -37,7 +37,7 @@ class Lesson:
         module: an agent for it.
         observation: float32 [E, F], of the dense network.
         actions: float32 [H, G], shares of the channels that were dropped.
-        scores: float32 [H], normal scores of the ranks of what came of it.
+        scores: float32 [H], what came of it is worth.
     """
 
     module: ChoosingModule
@@ -72,12 +72,12 @@ class Lesson:
             inference_only=False,
         ).build()  # fmt: skip
         widths = np.array(list(outcomes))
-        scores = normal_scores([outcome.reward for outcome in outcomes.values()])
+        scores = worths([outcome.reward for outcome in outcomes.values()])
         return cls(
             module,
             torch.from_numpy(env.reset()[0]),
             torch.from_numpy(1 - widths / groups.widths).float(),
-            torch.from_numpy(scores),
+            torch.from_numpy(scores).float(),
         )
 
     def batch(self, generator: np.random.Generator) -> dict[str, Tensor]:
