@@ -17,8 +17,9 @@ from gnnrl_ray.pruning.budget import Budget
 _NETWORK, _STREAM, _STAGE, _GROUP, _MIDDLE = 0.8, 0.8, 0.5, 0.6, -0.5
 # How much more of what the loss is sensitive to is kept: mean and deviation, and of a rule.
 _SENSITIVITY, _VARIED, _RULE = 0.8, 0.4, 1.2
-# How many candidates are near the best, as near with groups of a stage moved together or
-# all as the loss is sensitive to them, near the actor's action, and anywhere.
+_BEST = 5  # candidates to look around: scores are of chance, and the best was lucky
+# How many candidates are near those, as near with groups of a stage moved together or all
+# as the loss is sensitive to them, near the actor's action, and anywhere.
 _NEAR, _TOGETHER, _TILTED, _PROPOSED, _ANYWHERE = 600, 250, 50, 150, 150
 _STEP = 1.5  # channels that the box lets every group move by
 _MOVED = 6  # groups that are moved on average, or a quarter of them if that is more
@@ -112,7 +113,7 @@ class Candidates:
     def around(
         self, history: History, action: np.ndarray, generator: np.random.Generator
     ) -> np.ndarray:
-        """Return widths int64 [N, G]: around the best so far, the action, and anywhere.
+        """Return widths int64 [N, G]: around the best few so far, the action, and anywhere.
 
         They need not use all of the budget.
 
@@ -121,24 +122,30 @@ class Candidates:
             action: float [G], ratios that the actor proposes.
             generator: of the draws.
         """
-        best, count = history.ratios[history.scores.argmax()], len(action)
+        count = len(action)
+        best = history.ratios[np.argsort(-history.scores, kind="stable")[:_BEST]]
         side = box_of(history.scores, count, smallest=_SMALLEST)
         # Of narrow groups, less than a channel would be no move at all.
         box = np.maximum(side, _STEP / self.budget.groups.widths)
         share = max(0.25, _MOVED / count)
 
-        def near(middle: np.ndarray, many: int) -> np.ndarray:
+        def near(middles: np.ndarray) -> np.ndarray:
+            many = len(middles)
             moved = generator.random((many, count)) < share
             moved[np.arange(many), generator.integers(count, size=many)] = True
-            return middle + moved * generator.uniform(-box, box, (many, count))
+            return middles + moved * generator.uniform(-box, box, (many, count))
+
+        def among(many: int) -> np.ndarray:
+            return best[generator.integers(len(best), size=many)]
 
         kinds = self._together.max() + 1
         shifts = generator.normal(0, side, (_TOGETHER, kinds))
         shifts *= generator.random(shifts.shape) < 0.5
         tilted = generator.normal(0, side, (_TILTED, 1)) * self._facts.sensitivity
         drawn = np.concatenate([
-            near(best, _NEAR), best + shifts[:, self._together], best + tilted,
-            near(action, _PROPOSED), action[None], self.anywhere(_ANYWHERE, generator),
+            near(among(_NEAR)), among(_TOGETHER) + shifts[:, self._together],
+            among(_TILTED) + tilted, near(np.tile(action, (_PROPOSED, 1))), action[None],
+            self.anywhere(_ANYWHERE, generator),
         ])  # fmt: skip
         return np.unique(self.budget.reach_all(drawn), axis=0)
 
