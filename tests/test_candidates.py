@@ -1,5 +1,7 @@
 """What an agent chooses among meets the budget, is new, and is where it is meant to be."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers.networks import build
@@ -137,3 +139,17 @@ def test_worths_are_how_much_the_error_has_shrunk():
     assert np.diff(found) == pytest.approx(np.diff(found)[0])  # halved each time
     assert np.isfinite(worths([0.0, -1.0])).all()
     assert worths([-0.3, -0.3]).tolist() == [0, 0]
+
+
+def test_what_is_under_way_is_left_out(rng):
+    """Who chooses of the same at the same time does not choose the same."""
+    candidates = candidates_of("resnet20")
+    widths = np.array([candidates.budget.reach(r) for r in candidates.anywhere(9, rng)])
+    widths = np.unique([candidates._full(row) for row in widths], axis=0)
+    dense = candidates.budget.groups.widths
+    known = History(1 - widths[1:2] / dense, np.zeros(1))
+    chosen = [
+        tuple(candidates.first_new(widths, replace(known, under_way=count), rng))
+        for count in range(4)
+    ]
+    assert chosen == [tuple(widths[i]) for i in (0, 2, 3, 4)]

@@ -38,10 +38,12 @@ class History:
     Attributes:
         ratios: float [H, G], shares of the channels that were dropped.
         scores: float [H], larger is better.
+        under_way: how many are being scored meanwhile, of which nobody knows.
     """
 
     ratios: np.ndarray
     scores: np.ndarray
+    under_way: int = 0
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -154,17 +156,23 @@ class Candidates:
     ) -> np.ndarray:
         """Return the first of ``widths`` int [N, G] that is not known, all budget used.
 
-        Using what rounding has left of the budget makes some of them the same. If all are
-        known, it is one from anywhere.
+        As many are left out as are under way, which the same history led to. Using what
+        rounding has left of the budget makes some of them the same. If all are known, it is
+        one from anywhere.
         """
+        left_out = 0
         dense = self.budget.groups.widths
         known = {tuple(row) for row in np.rint(dense * (1 - history.ratios)).astype(int)}
         for row in widths:
             if tuple(row) in known:
                 continue
             found = self._full(row)
-            if tuple(found) not in known:
+            if tuple(found) in known:
+                continue
+            if left_out == history.under_way:
                 return found
+            known.add(tuple(found))
+            left_out += 1
         return self._full(self.budget.reach(self.anywhere(1, generator)[0]))
 
     def _full(self, widths: np.ndarray) -> np.ndarray:

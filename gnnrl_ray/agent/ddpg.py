@@ -8,6 +8,7 @@ and sixteen see the same schedule, and a lost episode can be run again.
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -317,11 +318,12 @@ class DDPG(Algorithm):
                 return
             if self._weights is None:
                 self._weights = ray.put(self._module_state())
-            options = self._hooks.options()
+            options, history = self._hooks.options(), self._replay.history()
+            if history is not None:
+                history = replace(history, under_way=len(self.dispatcher.under_way))
             self.dispatcher.start(
-                runner, weights=self._weights, options=options,
-                history=self._replay.history(),
-            )  # fmt: skip
+                runner, weights=self._weights, options=options, history=history
+            )
 
     def _module_state(self) -> dict:
         """Return the state of the actor network."""
