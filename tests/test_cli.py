@@ -327,7 +327,7 @@ def test_ctrl_c_keeps_what_there_is(home):
     ("setting", "message"),
     [("noise", "is not NAME=VALUE"), ("papers", "is not NAME=VALUE"),
      ("noise=loud", "'loud' is not a number"), ("noise=0.1", "noise is of ddpg"),
-     ("judges=dice", "judges"),
+     ("judges=dice", "judges 'dice' is not one of 'both', 'critics', 'kriging'"),
      ("noize=1", "'noize' is no setting of it; known: actor_lr, ")],
 )  # fmt: skip
 def test_settings_of_the_agent_are_checked(setting, message, command, home):
